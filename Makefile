@@ -1,0 +1,49 @@
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+
+.PHONY: help setup demo check test faults bench docs clean
+
+help:
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.ready ## a virtual environment with pinned dependencies
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "boli needs Python 3.11 or newer"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	sh install_torch.sh $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup ## three sites on this machine train one adapter; no server, no download of data
+	$(BIN)/boli demo
+
+check: setup $(VENV)-imports/.ready ## format, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=src $(VENV)-imports/bin/lint-imports
+
+# import-linter pins rich, so it lives in an environment of its own.
+$(VENV)-imports/.ready: constraints.txt
+	$(PYTHON) -m venv $(VENV)-imports
+	$(VENV)-imports/bin/python -m pip install --quiet --constraint constraints.txt import-linter
+	@touch $@
+
+test: setup ## every test but the long ones
+	$(BIN)/python -m pytest
+
+faults: setup ## 200 seeded kills of coordinator and sites
+	$(BIN)/python -m pytest -m slow tests/faults
+
+bench: setup ## every published number; hours
+	$(BIN)/python benchmarks/local_steps.py
+	$(BIN)/python benchmarks/federated_vs_central.py
+
+docs: setup ## the help of every command, for docs/reference/commands.md
+	$(BIN)/python docs/write_commands.py
+
+clean: ## remove environments and caches; runs stay
+	rm -rf $(VENV) $(VENV)-imports .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,190 @@
+"""boli: train, check, evaluate, report, runs, demo. The only code that prints or exits."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import boli
+from boli.errors import BoliError, CorpusError, RunError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="boli",
+    help="Train language models for low-resource languages where the data and the machines "
+    "already are.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+PlanPath = Annotated[Path | None, typer.Argument(help="The plan, a TOML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the plan; can be repeated."),
+]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"boli {boli.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog="Example: boli train plans/first.toml --set rounds.total=3",
+    short_help="Train an adapter as a plan says, or resume a run.",
+)
+def train(
+    plan: PlanPath = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Go on with a run: its id, its folder, or latest."),
+    ] = None,
+    runs: RunsFolder = Path("runs"),
+) -> None:
+    """Train an adapter as a plan says, over all its sites. Ctrl-C stops it; --resume goes on.
+
+    What comes out is in runs/ID: report.html, report.json, journal.jsonl, adapter/.
+    """
+    if plan is None and resume is None:
+        raise RunError("no plan was given", "boli train PLAN.toml, or boli train --resume RUN")
+    if resume is not None and overrides:
+        raise RunError("a resumed run follows its own plan", "leave out --set, or start a new run")
+    loaded = None if plan is None else boli.load_plan(plan, overrides or ())
+    _train(loaded, resume, runs)
+
+
+def _train(plan: boli.Plan | None, resume: str | None, runs: Path) -> None:
+    from boli.cli.progress import show_result
+
+    try:
+        run = _watched_run(plan, resume, runs)
+    except KeyboardInterrupt:
+        run = boli.open_run(resume or "latest", runs)
+    if not run.finished:
+        print(f"\nstopped; nothing is lost. Go on with: boli train --resume {run.id}")
+        raise typer.Exit(INTERRUPTED)
+    show_result(run)
+
+
+def _watched_run(plan: boli.Plan | None, resume: str | None, runs: Path) -> boli.Run:
+    from boli.cli.progress import watched
+
+    with watched(plan or boli.open_run(resume or "", runs).plan) as watch:
+        return boli.train(
+            plan, resume=resume, runs=runs, observe=watch.observe, should_stop=watch.should_stop
+        )
+
+
+@app.command(
+    epilog="Example: boli demo",
+    short_help="Train over three sites on made-up text that ships with boli.",
+)
+def demo(overrides: Overrides = None, runs: RunsFolder = Path("runs")) -> None:
+    """Train one adapter over three sites on this machine: no server, no download, no account.
+
+    The sites hold made-up Bhojpuri, Magahi and Maithili text that never leaves their processes.
+    """
+    _train(boli.load_plan(_first_plan(), overrides or ()), None, runs)
+
+
+def _first_plan() -> Path:
+    """Return the demo's plan: inside an installed package, or in the source tree."""
+    package = Path(boli.__file__).parent
+    installed = package / "plans" / "first.toml"
+    return installed if installed.exists() else package.parents[1] / "plans" / "first.toml"
+
+
+@app.command(
+    epilog="Example: boli check plans/first.toml",
+    short_help="Validate a plan and print what it will do.",
+)
+def check(plan: Annotated[Path, typer.Argument()], overrides: Overrides = None) -> None:
+    """Validate a plan, read its text, and print sizes, bytes a round, memory and time."""
+    from boli.cli.progress import show_forecast
+
+    loaded = boli.load_plan(plan, overrides or ())
+    show_forecast(loaded, boli.check(loaded))
+
+
+@app.command(
+    epilog="Example: boli evaluate runs/first-20260101-120000/adapter --text village.txt",
+    short_help="Judge an adapter on text files, beside its base.",
+)
+def evaluate(
+    adapter: Annotated[Path, typer.Argument(help="A folder with an adapter in PEFT's format.")],
+    more: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE…", help="Text, one sentence a line; one file or several."),
+    ] = None,
+) -> None:
+    """Print bits per byte of text files under an adapter and under its base alone."""
+    from boli.cli.progress import show_scores
+
+    files = [*(text or ()), *(more or ())]  # the shell makes several of --text *.txt
+    if not files:
+        raise CorpusError("no text was given", "boli evaluate ADAPTER --text FILE")
+    show_scores(boli.evaluate(adapter, files))
+
+
+@app.command(
+    epilog="Example: boli report latest",
+    short_help="Write a run's report anew and print its figures.",
+)
+def report(
+    run: Annotated[str, typer.Argument(help="A run's id, its folder, or latest.")],
+    runs: RunsFolder = Path("runs"),
+) -> None:
+    """Write report.html and report.json of a run from its journal, and print its figures."""
+    from boli.cli.progress import show_result
+
+    found = boli.open_run(run, runs)
+    found.write_report()
+    show_result(found)
+
+
+@app.command("runs", epilog="Example: boli runs", short_help="List the runs that there are.")
+def list_runs(runs: RunsFolder = Path("runs")) -> None:
+    """List runs, newest first, with their state."""
+    from boli.cli.progress import show_runs
+
+    show_runs(boli.list_runs(runs), runs)
+
+
+def main() -> None:
+    """Run the command line; a BoliError becomes its message and its exit code."""
+    # It warns of missing kernels wherever it is installed, also when nothing is quantized.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        app()
+    except BoliError as error:
+        print(f"error: {error.problem}", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The Codec protocol, the versioned wire header, and the dense codec.
+
+Header, 56 bytes, little-endian:
+
+    offset  bytes  field
+         0      4  magic, "BOLI"
+         4      1  format version, 1
+         5      1  codec number
+         6      2  reserved, 0
+         8     16  layout digest
+        24      4  rank of the view, 0 for all
+        28      8  base version
+        36      8  number of entries
+        44      8  number of payload bytes
+        52      4  CRC-32 of the header before it and the payload
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boli.errors import CodecError
+
+Vector = NDArray[np.float32]
+MAGIC = b"BOLI"
+FORMAT = 1
+_HEADER = struct.Struct("<4sBBH16sIQQQ")
+_CHECKSUM = struct.Struct("<I")
+HEADER_BYTES = _HEADER.size + _CHECKSUM.size
+
+
+class Codec(Protocol):
+    """Turns a vector into payload bytes; what is lost is the caller's to keep as residual."""
+
+    @property
+    def number(self) -> int:
+        """What the header calls it; never reused."""
+        ...
+
+    def encode(self, vector: Vector) -> bytes:
+        """Return the payload of a (m,) vector."""
+        ...
+
+    def decode(self, payload: bytes, length: int) -> Vector:
+        """Return the (length,) vector of a payload; refuse any other size."""
+        ...
+
+    def payload_bytes(self, length: int) -> int:
+        """Return the most bytes that a payload of so many entries can take."""
+        ...
+
+
+@dataclass(frozen=True)
+class DenseCodec:
+    """Every entry as a little-endian float; fp16 values saturate at ±65504."""
+
+    dtype: str = "fp32"
+
+    @property
+    def number(self) -> int:
+        return 1 if self.dtype == "fp32" else 2
+
+    @property
+    def _numpy(self) -> str:
+        return "<f4" if self.dtype == "fp32" else "<f2"
+
+    def encode(self, vector: Vector) -> bytes:
+        if self.dtype == "fp16":
+            limit = np.finfo(np.float16).max
+            vector = np.clip(vector, -limit, limit)
+        return vector.astype(self._numpy).tobytes()
+
+    def decode(self, payload: bytes, length: int) -> Vector:
+        if len(payload) != self.payload_bytes(length):
+            raise CodecError(f"{len(payload)} payload bytes do not hold {length} entries")
+        return np.frombuffer(payload, self._numpy).astype(np.float32)
+
+    def payload_bytes(self, length: int) -> int:
+        return length * (4 if self.dtype == "fp32" else 2)
+
+
+CODECS: dict[int, Codec] = {1: DenseCodec("fp32"), 2: DenseCodec("fp16")}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a header says, with the vector that its payload holds."""
+
+    layout: str
+    rank: int | None
+    base_version: int
+    vector: Vector  # (m,) entries of the view
+
+
+def encode_frame(
+    codec: Codec, vector: Vector, layout: str, rank: int | None, base_version: int
+) -> bytes:
+    """Return header and payload.
+
+    Raises:
+        CodecError: an entry is NaN or infinite.
+    """
+    if not np.isfinite(vector).all():
+        raise CodecError("an entry is NaN or infinite", "lower the learning rate of local steps")
+    payload = codec.encode(vector)
+    header = _HEADER.pack(
+        MAGIC,
+        FORMAT,
+        codec.number,
+        0,
+        bytes.fromhex(layout),
+        rank or 0,
+        base_version,
+        vector.size,
+        len(payload),
+    )
+    return header + _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(header))) + payload
+
+
+def decode_frame(data: bytes, layout: str, length: int) -> Frame:
+    """Read a frame whose layout and number of entries are known beforehand.
+
+    Every length is checked against `length` before anything is allocated.
+
+    Raises:
+        CodecError: the frame is torn, altered, of another layout or length, or
+            holds NaN or infinity.
+    """
+    if len(data) < HEADER_BYTES:
+        raise CodecError(f"{len(data)} bytes are too few for a frame")
+    magic, version, number, reserved, digest, rank, base_version, entries, size = (
+        _HEADER.unpack_from(data)
+    )
+    if magic != MAGIC or version != FORMAT or reserved or number not in CODECS:
+        raise CodecError(f"not a frame of format {FORMAT}: {data[:8].hex()}")
+    if digest.hex() != layout:
+        raise CodecError(f"the frame has layout {digest.hex()[:8]}, not {layout[:8]}")
+    codec = CODECS[number]
+    if entries != length or size > codec.payload_bytes(length) or len(data) != HEADER_BYTES + size:
+        raise CodecError(
+            f"{entries} entries in {len(data) - HEADER_BYTES} bytes; expected {length} entries"
+        )
+    payload = data[HEADER_BYTES:]
+    if (
+        zlib.crc32(payload, zlib.crc32(data[: _HEADER.size]))
+        != _CHECKSUM.unpack_from(data, _HEADER.size)[0]
+    ):
+        raise CodecError("the frame does not match its checksum")
+    vector = codec.decode(payload, length)
+    if not np.isfinite(vector).all():
+        raise CodecError("an entry is NaN or infinite")
+    return Frame(layout, rank or None, base_version, vector)

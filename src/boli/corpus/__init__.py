@@ -1,0 +1,1 @@
+"""Speech and text at the edge, on their way to clean records."""

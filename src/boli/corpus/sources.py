@@ -1,0 +1,244 @@
+"""Text files and starter text → lines; and which lines are held out.
+
+The held-out rule hashes the *normal form* of a line (or the line of a companion
+file as it stands, such as the address of its article), so that every site takes
+the same decision on the same text without telling anyone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from boli.corpus.starter import starter_lines
+from boli.errors import CorpusError
+from boli.plan import HeldOutPlan, Plan, TextSource
+
+LONGEST_LINE = 1 << 20  # characters; more is not a line of text
+
+
+@dataclass
+class Split:
+    """The lines of one language at one site, by what they may be used for."""
+
+    train: list[str] = field(default_factory=list)
+    tuning: list[str] = field(default_factory=list)
+    test: list[str] = field(default_factory=list)
+
+    def part(self, name: str) -> list[str]:
+        """Return the held-out lines called "tuning" or "test"."""
+        return {"tuning": self.tuning, "test": self.test}[name]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of lines of each part."""
+        return {"train": len(self.train), "tuning": len(self.tuning), "test": len(self.test)}
+
+
+def normal_form(text: str) -> str:
+    """Return NFKC, lower case, and only letters, marks and digits."""
+    return "".join(
+        character
+        for character in unicodedata.normalize("NFKC", text).lower()
+        if unicodedata.category(character)[0] in "LMN"
+    )
+
+
+def share_of(key: str) -> float:
+    """Return where a key falls between 0 and 100, evenly and for ever the same."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 * 100
+
+
+def part_of(key: str, held_out: HeldOutPlan) -> str:
+    """Return "test", "tuning" or "train" for a line's key."""
+    share = share_of(key)
+    if share < held_out.test_percent:
+        return "test"
+    if share < held_out.test_percent + held_out.tuning_percent:
+        return "tuning"
+    return "train"
+
+
+def read_split(plan: Plan, sources: tuple[TextSource, ...], language: str) -> dict[str, Split]:
+    """Read sources and divide their lines; returns a Split per language.
+
+    Of lines with the same normal form only the first is kept, so that none is both
+    trained on and held out here. Two sites agree on a line where both hash its
+    text, or the same companion line.
+
+    Raises:
+        CorpusError: a file is missing, empty, not UTF-8 or not in its format, or a
+            language is left without training or held-out lines.
+    """
+    splits: dict[str, Split] = {}
+    seen: set[str] = set()
+    for source in sources:
+        name = source.language or language
+        split = splits.setdefault(name, Split())
+        for line, key in _keyed_lines(plan, source):
+            form = normal_form(line)
+            if not form or form in seen:
+                continue
+            seen.add(form)
+            part = part_of(form if key is None else key, plan.corpus.held_out)
+            (split.train if part == "train" else split.part(part)).append(line)
+    for name, split in splits.items():
+        _check(name, split, sources, plan.corpus.held_out)
+    return splits
+
+
+def _check(
+    language: str,
+    split: Split,
+    sources: tuple[TextSource, ...],
+    rule: HeldOutPlan,
+) -> None:
+    where = ", ".join(source.path or f"starter {source.starter}" for source in sources)
+    if not split.train:
+        raise CorpusError(f"no line of {language} is left to train on in {where}", "add text")
+    for part in ("test", "tuning"):
+        if not split.part(part):
+            percent = rule.test_percent if part == "test" else rule.tuning_percent
+            raise CorpusError(
+                f"language {language} has no held-out {part} line: {len(split.train)} lines of "
+                f"{where}, {percent:g} % held out",
+                f"add text, or raise corpus.held_out.{part}_percent",
+            )
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of one plain text file that hold text.
+
+    Raises:
+        CorpusError: the file is missing, empty or not UTF-8.
+    """
+    lines = [" ".join(line.split()) for line in _read(path, TextSource(path=str(path)))]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise CorpusError(f"{path} holds no text", "give a file with one sentence a line")
+    return lines
+
+
+def _keyed_lines(plan: Plan, source: TextSource) -> Iterator[tuple[str, str | None]]:
+    """Yield each line with the key that decides where it goes; None: its own normal form."""
+    if source.starter is not None:
+        for line in starter_lines(source.starter, source.lines or 4000):
+            yield line, None
+        return
+    assert source.path is not None
+    path = plan.resolve(source.path)
+    lines = _read(path, source)
+    if not any(line.strip() for line in lines):
+        raise CorpusError(f"{path} holds no text", "give a file with one sentence a line")
+    keys: list[str] | None = None
+    if source.held_out_by is not None:
+        companion = plan.resolve(source.held_out_by)
+        keys = _lines(_text(companion))
+        if len(keys) != len(lines):
+            raise CorpusError(
+                f"{companion} has {len(keys)} lines and {path} has {len(lines)}",
+                "held_out_by needs a file aligned line by line",
+            )
+    for number, line in enumerate(lines[: source.lines]):
+        text = " ".join(line.split())
+        if len(text) > LONGEST_LINE:
+            raise CorpusError(
+                f"line {number + 1} of {path} has {len(text)} characters",
+                "break it into sentences, one a line",
+            )
+        if text:
+            yield text, None if keys is None else keys[number]
+
+
+def _lines(text: str) -> list[str]:
+    lines = text.split("\n")  # splitlines would also break at U+2028, and lose the alignment
+    return lines if lines[-1] else lines[:-1]
+
+
+def _text(path: Path) -> str:
+    try:
+        # Bytes, because reading as text would break lines at stray carriage returns.
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except FileNotFoundError:
+        raise CorpusError(
+            f"there is no text at {path}",
+            "mend the path, or set corpus.root to the folder that it is relative to",
+        ) from None
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}",
+            "convert it first, for example with iconv -f UTF-16 -t UTF-8",
+        ) from None
+    except OSError as error:
+        raise CorpusError(f"cannot read {path}: {error.strerror}", "check the path") from None
+
+
+def _read(path: Path, source: TextSource) -> list[str]:
+    kind = source.format
+    if kind == "auto":
+        kind = {".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix, "txt")  # type: ignore[assignment]
+    if kind == "parquet":
+        return _parquet(path, source)
+    text = _text(path)
+    if "\0" in text:
+        raise CorpusError(f"{path} holds binary data, not text", "give a text file")
+    lines = _lines(text)
+    if kind == "tsv":
+        return [_cell(path, number, line, source) for number, line in enumerate(lines, 1)]
+    if kind == "jsonl":
+        return [_member(path, number, line, source) for number, line in enumerate(lines, 1)]
+    return lines
+
+
+def _cell(path: Path, number: int, line: str, source: TextSource) -> str:
+    if not isinstance(source.column, int):
+        raise CorpusError(
+            f"{path} is tsv, but column is {source.column!r}", "set column to a number from 1"
+        )
+    cells = line.split("\t")
+    if len(cells) < source.column:
+        raise CorpusError(
+            f"line {number} of {path} has {len(cells)} columns, not {source.column}",
+            "mend the line, or choose another column",
+        )
+    return cells[source.column - 1]
+
+
+def _member(path: Path, number: int, line: str, source: TextSource) -> str:
+    key = source.column or "text"
+    try:
+        value = json.loads(line)[key]
+        if isinstance(value, str):
+            value.encode()  # half of a surrogate pair is no text
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise CorpusError(
+            f"line {number} of {path} has no {key!r}: {error}",
+            "each line must be a JSON object; set column to the key that holds the text",
+        ) from None
+    if not isinstance(value, str):
+        raise CorpusError(f"line {number} of {path}: {key!r} is {type(value).__name__}, not text")
+    return value
+
+
+def _parquet(path: Path, source: TextSource) -> list[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    key = str(source.column or "text")
+    try:
+        column: Any = pyarrow.parquet.read_table(path, columns=[key]).column(key)
+        values = column.to_pylist()
+    except FileNotFoundError:
+        raise CorpusError(f"there is no text at {path}", "mend the path") from None
+    except (OSError, KeyError, pyarrow.ArrowException) as error:
+        raise CorpusError(
+            f"cannot read column {key!r} of {path}: {error}",
+            "set column to the one that holds the text",
+        ) from None
+    return [value if isinstance(value, str) else "" for value in values]

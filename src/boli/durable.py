@@ -1,0 +1,209 @@
+"""Write files that survive a power cut: whole and on the disk, or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from boli.errors import CorruptFileError, StorageError
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """Say what the operating system refused, and what to do about it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "free some space there and resume the run; what was written before is whole"
+    elif error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        hint = "choose a folder that you may write to"
+    else:
+        hint = "check the disk"
+    return StorageError(f"cannot write {path}: {error.strerror or error}", hint)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` in one step: temporary file, fsync, rename, fsync the folder.
+
+    Raises:
+        StorageError: the disk is full or refuses; `path` keeps what it held.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")  # a killed writer's is written over
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise storage_error(path, error) from error
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring every file below `folder` to the disk, and the folder itself."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            sync_folder(path)
+    sync_folder(folder)
+
+
+def tensors_digest(arrays: Arrays, facts: str) -> str:
+    """Hash names, dtypes, shapes and bytes; safetensors itself has no checksum."""
+    digest = hashlib.sha256(facts.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
+    """Write named arrays and JSON facts as one checksummed safetensors file.
+
+    Raises:
+        StorageError: the disk is full or refuses.
+    """
+    text = json.dumps(facts, sort_keys=True)
+    metadata = {"facts": text, "sha256": tensors_digest(arrays, text)}
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_file(path, safetensors.numpy.save(contiguous, metadata=metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return what `write_tensors` wrote.
+
+    Raises:
+        CorruptFileError: the file is missing, torn or altered.
+    """
+    try:
+        with safetensors.safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        text, digest = metadata["facts"], metadata["sha256"]
+        if tensors_digest(arrays, text) != digest:
+            raise CorruptFileError(f"{path} does not match its checksum", "delete it")
+        return arrays, json.loads(text)
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,  # a dtype that numpy lacks
+        AttributeError,
+        safetensors.SafetensorError,
+    ) as error:
+        raise CorruptFileError(f"{path} is not a whole file: {error}", "delete it") from error
+
+
+class Generations:
+    """The last few versions of one state, newest first; a corrupt one is passed over."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+        self._corrupt: list[Path] = []  # found by `load`; they go once something newer is whole
+
+    def paths(self) -> list[Path]:
+        """Return the files there are, newest first."""
+        return sorted(self.folder.glob("[0-9]*.safetensors"), reverse=True)
+
+    def save(self, arrays: Arrays, facts: Mapping[str, Any]) -> Path:
+        """Write the next generation, then drop the oldest; a corrupt one counts for none.
+
+        Raises:
+            StorageError: the disk is full or refuses; older generations stay.
+        """
+        there = self.paths()
+        number = int(there[0].stem) + 1 if there else 1
+        path = self.folder / f"{number:09d}.safetensors"
+        write_tensors(path, arrays, facts)
+        whole = [old for old in there if old not in self._corrupt]
+        for old in [*self._corrupt, *whole[self.keep - 1 :]]:
+            old.unlink(missing_ok=True)
+        self._corrupt = []
+        return path
+
+    def load(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any], list[Path]] | None:
+        """Return the newest whole generation and the corrupt files newer than it.
+
+        Returns None where nothing was ever saved.
+
+        Raises:
+            CorruptFileError: there are files, and none of them is whole.
+        """
+        corrupt: list[Path] = []
+        for path in self.paths():
+            try:
+                arrays, facts = read_tensors(path)
+            except CorruptFileError:
+                corrupt.append(path)
+            else:
+                self._corrupt = corrupt
+                return arrays, facts, corrupt
+        if corrupt:
+            raise CorruptFileError(
+                f"no whole file among {', '.join(str(path) for path in corrupt)}",
+                "start a new run; this one cannot be resumed",
+            )
+        return None
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str, patience_seconds: float = 0.0) -> Iterator[None]:
+    """Hold `folder` for this process alone; the kernel lets go when the process ends.
+
+    Raises:
+        StorageError: another process holds it, for longer than the patience.
+    """
+    deadline = time.monotonic() + patience_seconds
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a+")
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    with file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() < deadline:
+                    time.sleep(0.1)
+                    continue
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise StorageError(
+                    f"{what} {folder} is in use by process {holder}",
+                    "wait for it to end, or stop it first",
+                ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

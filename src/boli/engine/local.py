@@ -1,0 +1,390 @@
+"""Sites as long-lived processes on this machine: the default engine.
+
+No server and no port: each node has one socket pair to the coordinator, with
+frames of JSON header and payload. A node that dies is started again and finds
+its own durable state; a node whose coordinator dies ends at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from boli.errors import TransportError
+from boli.rounds.transport import (
+    Arrival,
+    Delivery,
+    Failed,
+    Instruction,
+    Joined,
+    Left,
+    Malformed,
+    Measurement,
+    Stop,
+    Version,
+    VersionLog,
+)
+from boli.rounds.update import (
+    Message,
+    Order,
+    Release,
+    Spans,
+    Update,
+    UpdateHeader,
+    Verdict,
+)
+
+RESTARTS_BORNE = 5  # of one site without an update in between
+UNREAD_BORNE = 8  # messages to a node that it has not read yet
+HEADERS_BYTES = 4 << 20  # more than any header needs; a payload comes on top
+STOP_SECONDS = 10.0
+_LENGTH = struct.Struct("<I")
+if TYPE_CHECKING:
+    Line = Connection[Any, Any]
+else:
+    Line = Connection
+
+
+def pack_message(kind: str, body: Mapping[str, Any], payload: bytes = b"") -> bytes:
+    """Return one message: header length, JSON header, payload."""
+    header = json.dumps({"kind": kind, **body}).encode()
+    return _LENGTH.pack(len(header)) + header + payload
+
+
+def unpack_message(data: bytes) -> tuple[str, dict[str, Any], bytes]:
+    """Return kind, header and payload.
+
+    Raises:
+        TransportError: it is not a message.
+    """
+    try:
+        (length,) = _LENGTH.unpack_from(data)
+        body = json.loads(data[_LENGTH.size : _LENGTH.size + length])
+        kind = body.pop("kind")
+        if not isinstance(kind, str):
+            raise TransportError(f"kind is {type(kind).__name__}")
+        return kind, body, data[_LENGTH.size + length :]
+    except (
+        struct.error,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+        MemoryError,
+    ) as error:
+        raise TransportError(f"not a message: {error}") from error
+
+
+class _Joining(Message):
+    layout: list[tuple[str, list[int], str]]
+    num_lines: dict[str, dict[str, int]]
+    held_version: int = Field(ge=-1)
+    held_digest: int
+
+
+class _Failed(Message):
+    problem: str
+    hint: str
+
+
+_FIGURES = TypeAdapter(dict[str, float])
+
+
+class NodeCommand(Protocol):
+    """Says how to start the node of a site."""
+
+    def __call__(self, site: str, descriptor: int, restarts: int) -> Sequence[str]: ...
+
+
+@dataclass
+class _Seat:
+    """One site's process and its line."""
+
+    site: str
+    largest_bytes: int  # of a message that it may send
+    process: subprocess.Popen[bytes] | None = None
+    line: Line | None = None
+    outgoing: queue.SimpleQueue[bytes | None] = field(default_factory=queue.SimpleQueue)
+    behind: bool = False  # it reads too slowly for every version; its next order brings one
+    joined: bool = False
+    restarts: int = 0  # in all
+    failed: bool = False  # it said that it cannot go on
+    failures: int = 0  # since the last update
+    start_at: float | None = None  # monotonic, when it is to be started again
+    bytes_down: int = 0
+
+
+class LocalTransport:
+    """The coordinator's side: starts nodes, watches them, passes messages."""
+
+    def __init__(self, command: NodeCommand, folder: Path, threads: int = 1) -> None:
+        self._command = command
+        self._folder = folder  # one log file a site
+        self._threads = threads
+        self._seats: dict[str, _Seat] = {}
+        self._incoming: queue.SimpleQueue[tuple[_Seat, Line, bytes | None]] = queue.SimpleQueue()
+        self._versions: VersionLog | None = None
+
+    def start(self, views: Mapping[str, tuple[int | None, Spans]], release: Release) -> None:
+        self._versions = VersionLog(views, release)
+        for site, (_, spans) in views.items():
+            entries = sum(stop - start for start, stop in spans)
+            self._seats[site] = _Seat(site, HEADERS_BYTES + 4 * entries)
+            self._spawn(self._seats[site])
+
+    def _spawn(self, seat: _Seat) -> None:
+        mine, theirs = socket.socketpair()
+        log = self._folder / f"{seat.site}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self._threads),
+            "MKL_NUM_THREADS": str(self._threads),
+            "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve the other sites
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONUNBUFFERED": "1",
+        }
+        with theirs, log.open("ab") as output:
+            seat.process = subprocess.Popen(
+                self._command(seat.site, theirs.fileno(), seat.restarts),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the coordinator, who stops the nodes
+            )
+        seat.line = Connection(mine.detach())
+        seat.joined, seat.behind, seat.start_at = False, False, None
+        seat.outgoing = queue.SimpleQueue()
+        # One thread each way, so that a node that stands still delays nobody else.
+        for target, arguments in (
+            (_send_all, (seat.line, seat.outgoing)),
+            (_receive_all, (seat, seat.line, self._incoming)),
+        ):
+            threading.Thread(target=target, args=arguments, name=seat.site, daemon=True).start()
+
+    def publish(self, release: Release) -> None:
+        assert self._versions is not None
+        self._versions.publish(release)
+        for seat in self._seats.values():
+            seat.behind = seat.behind or seat.outgoing.qsize() >= UNREAD_BORNE
+            if seat.joined and not seat.behind:
+                self._send_version(seat, self._versions.step_for(seat.site))
+
+    def _send_version(self, seat: _Seat, version: Version) -> None:
+        kind = "snapshot" if version.snapshot else "delta"
+        self._send(seat, kind, {"version": version.version}, version.frame)
+
+    def _send(self, seat: _Seat, kind: str, body: Mapping[str, Any], payload: bytes = b"") -> None:
+        data = pack_message(kind, body, payload)
+        seat.bytes_down += len(data)
+        seat.outgoing.put(data)
+
+    def send_order(self, order: Order) -> None:
+        seat = self._seats[order.site]
+        if not seat.joined:
+            return  # the loop sends it again when the node joins
+        if seat.behind:
+            assert self._versions is not None
+            self._send_version(seat, self._versions.snapshot_for(seat.site))
+            seat.behind = False
+        self._send(seat, "order", order.model_dump(mode="json"))
+
+    def answer(self, verdict: Verdict) -> None:
+        seat = self._seats[verdict.site]
+        if seat.joined:
+            self._send(seat, "verdict", verdict.model_dump(mode="json"))
+
+    def bytes_down(self, site: str) -> int:
+        return self._seats[site].bytes_down
+
+    def receive(self, timeout_seconds: float) -> list[Arrival]:
+        self._start_again()
+        arrivals: list[Arrival] = []
+        wait = timeout_seconds
+        with contextlib.suppress(queue.Empty):
+            while True:
+                seat, line, data = (
+                    self._incoming.get(timeout=wait) if wait else (self._incoming.get_nowait())
+                )
+                wait = 0.0
+                if line is seat.line:  # not of a process before
+                    arrivals.append(self._lost(seat) if data is None else self._read(seat, data))
+        return arrivals
+
+    def _read(self, seat: _Seat, data: bytes) -> Arrival:
+        try:
+            kind, body, payload = unpack_message(data)
+            match kind:
+                case "update":
+                    seat.failures = 0
+                    return Delivery(seat.site, Update(UpdateHeader.model_validate(body), payload))
+                case "measure":
+                    return Measurement(seat.site, _FIGURES.validate_python(body))
+                case "join":
+                    return self._joined(seat, _Joining.model_validate(body))
+                case "failed":
+                    failed = _Failed.model_validate(body)
+                    seat.failed = True
+                    return Failed(seat.site, failed.problem, failed.hint)
+                case _:
+                    return Malformed(seat.site, f"unknown kind {kind[:20]!r}")
+        except (TransportError, ValidationError) as error:
+            return Malformed(seat.site, str(error).splitlines()[0][:200])
+
+    def _joined(self, seat: _Seat, found: _Joining) -> Joined:
+        assert self._versions is not None
+        joined = Joined(
+            seat.site,
+            found.layout,
+            found.num_lines,
+            found.held_version,
+            found.held_digest,
+            seat.restarts,
+        )
+        seat.joined = True
+        for version in self._versions.catch_up(joined):
+            self._send_version(seat, version)
+        return joined
+
+    def _lost(self, seat: _Seat) -> Left | Failed:
+        """Note that a node is gone, and when it is to be started again, if at all."""
+        assert seat.process is not None
+        assert seat.line is not None
+        seat.outgoing.put(None)
+        seat.line.close()
+        seat.line, seat.joined = None, False
+        seat.process.kill()
+        code = seat.process.wait()
+        reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if seat.failed:
+            return Left(seat.site, reason)
+        seat.failures += 1
+        if seat.failures > RESTARTS_BORNE:
+            problem = f"ended {seat.failures} times without an update ({reason})"
+            return Failed(seat.site, problem, f"its log is {self._folder / seat.site}.log")
+        seat.restarts += 1
+        seat.start_at = time.monotonic() + 0.2 * (2 ** (seat.failures - 1) - 1)
+        return Left(seat.site, reason)
+
+    def _start_again(self) -> None:
+        for seat in self._seats.values():
+            if seat.start_at is not None and time.monotonic() >= seat.start_at:
+                self._spawn(seat)
+
+    def close(self) -> None:
+        for seat in self._seats.values():
+            seat.outgoing.put(pack_message("stop", {}))
+        deadline = time.monotonic() + STOP_SECONDS
+        for seat in self._seats.values():
+            if seat.process is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    seat.process.wait(max(0.0, deadline - time.monotonic()))
+                seat.process.kill()
+                seat.process.wait()
+            seat.outgoing.put(None)
+            if seat.line is not None:
+                seat.line.close()
+                seat.line = None
+        self._seats = {}
+
+
+def _send_all(line: Line, outgoing: queue.SimpleQueue[bytes | None]) -> None:
+    while (data := outgoing.get()) is not None:
+        try:
+            line.send_bytes(data)
+        except OSError:
+            return
+
+
+def _receive_all(
+    seat: _Seat, line: Line, incoming: queue.SimpleQueue[tuple[_Seat, Line, bytes | None]]
+) -> None:
+    while True:
+        try:
+            data = line.recv_bytes(seat.largest_bytes)
+        except (EOFError, OSError):
+            incoming.put((seat, line, None))
+            return
+        incoming.put((seat, line, data))
+
+
+class LocalLink:
+    """A node's side: a thread reads all the time, so that the coordinator never waits."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._line: Line = Connection(descriptor)
+        self._arrived: queue.SimpleQueue[Instruction] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="from coordinator", daemon=True).start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = self._line.recv_bytes()
+            except (EOFError, OSError):
+                # The coordinator is gone. Nothing unfinished counts, so nothing is saved.
+                os._exit(0)
+            kind, body, payload = unpack_message(data)
+            match kind:
+                case "order":
+                    self._arrived.put(Order.model_validate(body))
+                case "verdict":
+                    self._arrived.put(Verdict.model_validate(body))
+                case "delta" | "snapshot":
+                    self._arrived.put(Version(body["version"], kind == "snapshot", payload))
+                case "stop":
+                    self._arrived.put(Stop())
+
+    def join(self, joined: Joined) -> None:
+        body = {
+            "layout": joined.layout,
+            "num_lines": joined.num_lines,
+            "held_version": joined.held_version,
+            "held_digest": joined.held_digest,
+        }
+        self._line.send_bytes(pack_message("join", body))
+
+    def receive(self, timeout_seconds: float | None) -> Instruction | None:
+        try:
+            if timeout_seconds == 0:
+                return self._arrived.get_nowait()
+            return self._arrived.get(timeout=timeout_seconds)
+        except queue.Empty:
+            return None
+
+    def send_update(self, header: UpdateHeader, payload: bytes) -> None:
+        self._line.send_bytes(pack_message("update", header.model_dump(mode="json"), payload))
+
+    def measure(self, values: Mapping[str, float]) -> None:
+        self._line.send_bytes(pack_message("measure", dict(values)))
+
+    def fail(self, problem: str, hint: str) -> None:
+        """Say why this node cannot go on."""
+        self._line.send_bytes(pack_message("failed", {"problem": problem, "hint": hint}))
+
+
+def node_command(run_folder: Path) -> NodeCommand:
+    """Return the command that starts a site's node on a run's folder."""
+
+    def command(site: str, descriptor: int, restarts: int) -> Sequence[str]:
+        arguments = [str(run_folder), site, str(descriptor), str(restarts)]
+        return [sys.executable, "-m", "boli.engine.local_node", *arguments]
+
+    return command

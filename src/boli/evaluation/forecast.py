@@ -1,0 +1,246 @@
+"""What a plan will do, before it does it: sizes, bytes a round, memory, and time.
+
+Time is measured, not guessed: a model of the plan's shape with random weights
+takes a few steps here. One too large for that is estimated from the rate of a
+matrix product.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boli.codec.codec import HEADER_BYTES, DenseCodec
+from boli.corpus.sources import Split
+from boli.errors import ModelError
+from boli.model.layout import Layout
+from boli.plan import AdapterPlan, LocalStepsPlan, Plan, available_cores
+
+MESSAGE_BYTES = 600  # of JSON around a payload, measured
+PROCESS_BYTES = 450_000_000  # Python, torch and transformers before any model
+START_SECONDS = 8.0  # of a node, on an idle core
+LARGEST_TRIED = 100_000_000  # parameters of a model that is tried out
+PRODUCT_SHARE = 0.4  # of the rate of a matrix product that training reaches
+
+
+@dataclass(frozen=True)
+class SiteForecast:
+    """What one site holds and sends."""
+
+    name: str
+    languages: Mapping[str, Mapping[str, int]]  # to part to lines
+    num_entries: int  # m, what it trains
+    bytes_up: int  # a round
+    bytes_down: int  # a round
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a plan will do."""
+
+    base_parameters: int
+    base_cached: bool  # nothing is left to pre-train or download
+    num_entries: int  # d
+    num_segments: int
+    sites: tuple[SiteForecast, ...]
+    rounds: int
+    tokens: int  # of the whole run, all sites
+    pretrain_seconds: float
+    train_seconds: float
+    notes: tuple[str, ...]
+
+    @property
+    def run_bytes(self) -> int:
+        """Bytes up and down of the whole run, all sites."""
+        a_round = sum(site.bytes_up + site.bytes_down for site in self.sites)
+        return self.rounds * a_round
+
+
+def forecast(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> Forecast:
+    """Return what a plan will do on this machine.
+
+    Raises:
+        ModelError: the base is not there.
+    """
+    from boli.model.adapter import adapter_layout
+
+    model, cached = _empty_model(plan, splits)
+    parameters = sum(p.numel() for p in model.parameters())
+    adapter = plan.model.adapter
+    layouts = {site.name: adapter_layout(model, adapter, site.rank) for site in plan.site}
+    layout = adapter_layout(model, adapter)
+    sites = tuple(
+        _site(plan, site.name, layouts[site.name], splits[site.name], parameters)
+        for site in plan.site
+    )
+    steps = plan.model.local_steps
+    num_updates = plan.rounds.total * plan.buffer_size
+    pretrain, train = _seconds(plan, model, parameters, cached)
+    return Forecast(
+        base_parameters=parameters,
+        base_cached=cached,
+        num_entries=layout.size,
+        num_segments=len(layout.segments),
+        sites=sites,
+        rounds=plan.rounds.total,
+        tokens=num_updates
+        * plan.rounds.local_steps
+        * steps.batch_sequences
+        * steps.sequence_length,
+        pretrain_seconds=pretrain,
+        train_seconds=train,
+        notes=tuple(_notes(plan, splits)),
+    )
+
+
+def _empty_model(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> tuple[Any, bool]:
+    """Return the base without memory for its weights, and whether it is at hand."""
+    import torch
+    import transformers
+
+    from boli.model.base import home, micro_config, micro_digest
+
+    base = plan.model.base
+    if base.micro is not None:
+        lines = splits[""][base.language].train
+        cached = (home() / "bases" / micro_digest(base.micro, lines) / "config.json").is_file()
+        config = micro_config(base.micro)
+    else:
+        assert base.path is not None
+        try:
+            config = transformers.AutoConfig.from_pretrained(base.path)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"there is no base model at {base.path}",
+                "model.base.path needs a folder with config.json, or a hub id",
+            ) from error
+        cached = Path(base.path).is_dir()
+        longest = int(getattr(config, "max_position_embeddings", None) or 2048)
+        if plan.model.local_steps.sequence_length > longest:
+            raise ModelError(
+                f"model.local_steps.sequence_length {plan.model.local_steps.sequence_length} is "
+                f"above the {longest} tokens that {base.path} can read",
+                "lower it",
+            )
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config), cached
+
+
+def _site(
+    plan: Plan, name: str, layout: Layout, splits: Mapping[str, Split], parameters: int
+) -> SiteForecast:
+    frame = HEADER_BYTES + MESSAGE_BYTES
+    up = frame + DenseCodec(plan.codec.dtype).payload_bytes(layout.size)
+    down = frame + DenseCodec().payload_bytes(layout.size)
+    steps = plan.model.local_steps
+    tokens = steps.batch_sequences * steps.sequence_length
+    base_bytes = parameters * (0.6 if plan.model.base.quantize == "4bit" else 4)
+    # Vectors: trained, gradient, two moments, version, pseudo-gradient, payload.
+    memory = PROCESS_BYTES + base_bytes + 7 * 4 * layout.size + 4 * tokens * 6000
+    return SiteForecast(
+        name,
+        {language: split.counts for language, split in splits.items()},
+        layout.size,
+        up,
+        down,
+        int(memory),
+    )
+
+
+def _seconds(plan: Plan, model: Any, parameters: int, cached: bool) -> tuple[float, float]:
+    cores = available_cores()
+    threads = plan.threads_per_site(cores)
+    crowding = max(1.0, len(plan.site) * threads / cores)
+    steps = plan.model.local_steps
+    a_step = _step_seconds(model.config, parameters, plan.model.adapter, steps, threads)
+    slowest = max(site.slowdown for site in plan.site)
+    wait = slowest if plan.rounds.mode == "synchronous" else 1.0
+    rounds = plan.rounds.total * plan.buffer_size / len(plan.site)
+    judged = (2 + plan.rounds.total / plan.evaluation.every_rounds) * plan.evaluation.max_lines
+    lines_a_step = max(1.0, steps.batch_sequences * steps.sequence_length / 60)
+    work = rounds * plan.rounds.local_steps * wait + judged / lines_a_step / 2
+    starting = START_SECONDS * max(1.0, len(plan.site) / cores)
+    pretrain = 0.0
+    micro = plan.model.base.micro
+    if micro is not None and not cached:
+        settings = LocalStepsPlan(
+            batch_sequences=micro.batch_sequences, sequence_length=micro.sequence_length
+        )
+        whole = AdapterPlan(kind="full")
+        pretrain = micro.steps * _step_seconds(model.config, parameters, whole, settings, cores)
+    return pretrain, starting + work * crowding * a_step
+
+
+def _step_seconds(
+    config: Any, parameters: int, adapter: AdapterPlan, plan: LocalStepsPlan, threads: int
+) -> float:
+    """Return the seconds of one local step of a model of this shape on so many threads."""
+    import torch
+    import transformers
+
+    from boli.model.adapter import attach
+    from boli.model.base import best_device
+    from boli.model.local_steps import LocalSteps, PackedText
+
+    device = best_device()
+    tokens = plan.batch_sequences * plan.sequence_length
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        if parameters > LARGEST_TRIED:
+            operations = (6 if adapter.kind == "full" else 4) * parameters * tokens
+            return operations / (PRODUCT_SHARE * _product_rate(device))
+        model = transformers.AutoModelForCausalLM.from_config(config).to(device)
+        attached = attach(model, adapter)
+        text = PackedText(
+            [np.arange(tokens * 4, dtype=np.uint32) % config.vocab_size], plan.sequence_length, 0
+        )
+        settings = plan.model_copy(update={"compile": "off"})
+        steps = LocalSteps(model, attached, text, settings)
+        steps.run(lambda: 2, 0.5, 0.0)
+        taken = steps.run(lambda: 6, 0.5, 0.0)
+        assert taken is not None
+        return taken.seconds / taken.count
+    finally:
+        torch.set_num_threads(before)
+
+
+def _product_rate(device: Any) -> float:
+    """Return operations per second of a large matrix product."""
+    import torch
+
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    matrix = torch.ones(2048, 2048, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        float((matrix @ matrix)[0, 0])
+        best = min(best, time.perf_counter() - started)
+    return float(2 * 2048**3 / best)
+
+
+def _notes(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> list[str]:
+    """Say what a careful reader of the plan would ask about."""
+    notes = []
+    if plan.model.adapter.kind == "lora" and len(plan.site) > 1:
+        notes.append(
+            "averaging A and B apart is not averaging their product; frozen_a and core are exact"
+        )
+    if plan.model.base.language in plan.languages:
+        notes.append(f"the base language {plan.model.base.language} is also a site's language")
+    for site in plan.site:
+        for language, split in splits[site.name].items():
+            if len(split.test) < 30:
+                notes.append(
+                    f"site {site.name} has only {len(split.test)} test lines of {language}: "
+                    "differences of a few percent will mean little"
+                )
+    if not plan.model.base.text:
+        notes.append("model.base.text is empty: forgetting of the base language is not judged")
+    return notes

@@ -1,0 +1,279 @@
+"""The figures of a run, made from its folder alone; every fact counts once.
+
+docs/reference/report.md documents them field by field.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from boli.durable import write_file
+from boli.errors import RunError
+from boli.evaluation.page import page
+from boli.evaluation.told import Lane, Told, made
+from boli.journal import (
+    Evaluated,
+    UpdateAccepted,
+    UpdateRejected,
+    read_journal,
+)
+from boli.model.layout import Layout
+
+SCHEMA = 1
+FLOAT32_BYTES = 4
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    """Return what report.json holds: facts from plan.json, run.json and journal.jsonl.
+
+    Raises:
+        CorruptFileError: the journal is missing or was altered.
+        RunError: plan.json or run.json cannot be read, or nothing has happened yet.
+    """
+    plan = _read_json(folder / "plan.json")
+    told = _told(folder, plan)
+    prepared = _read_json(folder / "run.json")
+    sites = {site["name"]: _site(told, site) for site in plan["site"]}
+    languages, forgetting = _languages(told, plan)
+    curves = {code: _curve(told, code) for code in languages}
+    found = {
+        "schema": SCHEMA,
+        "run": prepared["run"],
+        "plan": {"name": plan["name"], "digest": told.plan, "settings": plan},
+        "boli": told.boli,
+        "status": _status(folder, told),
+        "failure": told.failure,
+        "mode": plan["rounds"]["mode"],
+        "version": told.version,
+        "num_entries": Layout.from_description(prepared["layout"]).size,
+        "started": told.first,
+        "seconds": told.seconds,
+        "preparation_seconds": told.preparation_seconds,
+        "tokens": sum(site["tokens"] for site in sites.values()),
+        "languages": languages,
+        "mean": _mean(languages),
+        "forgetting": forgetting,
+        "sites": sites,
+        "rounds": _rounds(told, sites),
+        "curve": {code: points for code, points in curves.items() if points},
+        **_traffic(sites, told.version, prepared["site_layouts"]),
+        "timeline": {name: lane.spans for name, lane in told.lanes.items()},
+        "interruptions": told.stops,
+    }
+    # A model that diverged gives NaN, which JSON does not have: it becomes null.
+    finite: dict[str, Any] = json.loads(json.dumps(found), parse_constant=lambda _: None)
+    return finite
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.json and report.html; returns the page's path.
+
+    Raises:
+        CorruptFileError: the journal is missing or was altered.
+        RunError: plan.json or run.json cannot be read, or nothing has happened yet.
+        StorageError: the disk is full or refuses.
+    """
+    found = figures(folder)
+    write_file(folder / "report.json", json.dumps(found, indent=1, allow_nan=False).encode())
+    write_file(folder / "report.html", page(found).encode())
+    return folder / "report.html"
+
+
+def _told(folder: Path, plan: Mapping[str, Any]) -> Told:
+    told = Told({site["name"]: Lane() for site in plan["site"]})
+    for entry in read_journal(folder / "journal.jsonl"):
+        told.tell(entry)
+    if told.first is None or not (folder / "run.json").exists():
+        raise RunError(f"run {folder.name} has not begun", "wait until its base is prepared")
+    return told
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path}: {error}", "restore it from a copy") from None
+
+
+def _status(folder: Path, told: Told) -> str:
+    """A run that was killed leaves no last word; whether one goes on, its lock tells."""
+    if told.finished is not None:
+        return "finished"
+    if told.stops and told.stops[-1]["resumed"] is None:
+        return "interrupted"
+    try:
+        with (folder / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "running"
+    except OSError:
+        pass
+    return "interrupted"
+
+
+def _ratio(above: float, below: float) -> float | None:
+    return above / below if below else None
+
+
+def _change(before: float | None, after: float | None) -> float | None:
+    return None if not before or after is None else (after / before - 1) * 100
+
+
+def _weighed(judged: Iterable[Evaluated]) -> float | None:
+    """Return bits per byte of several sites' text together."""
+    there = list(judged)
+    return _ratio(sum(event.bits for event in there), sum(event.bytes for event in there))
+
+
+def _judgements(
+    told: Told, language: str, part: str, *, base: bool
+) -> dict[int, dict[str, Evaluated]]:
+    """Return version to site to judgement; `base` asks for the coordinator's own."""
+    found: dict[int, dict[str, Evaluated]] = defaultdict(dict)
+    for (site, code, where, version), event in sorted(told.judged.items()):
+        if (code, where, site == "") == (language, part, base):
+            found[version][site] = event
+    return found
+
+
+def _language(told: Told, language: str, sites: list[str]) -> dict[str, Any]:
+    """Compare version 0 with the last version judged, on the same sites' text.
+
+    Without sites, it is the language of the base, and the coordinator judges.
+    """
+    role = "site" if sites else "base"
+    found: dict[str, Any] = {"role": role, "sites": sites, "before": {}, "after": {}}
+    for part in ("tuning", "test"):
+        by_version = _judgements(told, language, part, base=not sites)
+        last = max((version for version in by_version if version), default=None)
+        first = by_version.get(0, {})
+        now = first if last is None else by_version[last]
+        both = [site for site in now if site in first]
+        judged = [now[site] for site in both or now]
+        found["before"][part] = _weighed(first[site] for site in both)
+        found["after"][part] = None if last is None else _weighed(judged)
+        found[f"{part}_version"] = last
+        found[f"{part}_bytes"] = sum(event.bytes for event in judged)
+    found["change_percent"] = _change(found["before"]["test"], found["after"]["test"])
+    return found
+
+
+def _languages(told: Told, plan: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return figures by language, and the base's own as the coordinator judged it."""
+    holders: dict[str, list[str]] = {}
+    for site in plan["site"]:
+        for code in {source["language"] or site["language"]: None for source in site["text"]}:
+            holders.setdefault(code, []).append(site["name"])
+    found = {code: _language(told, code, sites) for code, sites in holders.items()}
+    code = plan["model"]["base"]["language"]
+    base = _language(told, code, [])
+    if not base["test_bytes"]:
+        return found, None
+    found.setdefault(code, base)
+    forgetting = {when: base[when]["test"] for when in ("before", "after")}
+    kept = {key: base[key] for key in ("change_percent", "test_bytes")}
+    return found, {"language": code, **forgetting, **kept}
+
+
+def _mean(languages: Mapping[str, Any]) -> dict[str, Any]:
+    """Average the test part over the sites' languages, over the same ones before and after."""
+    ours = {code: each for code, each in languages.items() if each["role"] == "site"}
+    both = [code for code, each in ours.items() if each["change_percent"] is not None]
+    over = both or [code for code, each in ours.items() if each["before"]["test"] is not None]
+    before = _ratio(sum(ours[code]["before"]["test"] for code in over), len(over))
+    after = _ratio(sum(ours[code]["after"]["test"] for code in both), len(both))
+    change = _change(before, after)
+    return {"before": before, "after": after, "change_percent": change, "languages": over}
+
+
+def _curve(told: Told, language: str) -> list[list[float | int | None]]:
+    """Return [version, tokens, bits per byte of the tuning part]; each site's latest counts."""
+    latest: dict[str, Evaluated] = {}
+    points: list[list[float | int | None]] = []
+    for version, by_site in sorted(_judgements(told, language, "tuning", base=False).items()):
+        latest |= by_site
+        step = told.rounds.get(version)
+        tokens = step[1].tokens if step else None if version else 0
+        points.append([version, tokens, _weighed(latest.values())])
+    return points
+
+
+def _site(told: Told, site: Mapping[str, Any]) -> dict[str, Any]:
+    name = site["name"]
+    mine = [answer for (owner, _), answer in told.answers.items() if owner == name]
+    updates = [answer for answer in mine if isinstance(answer, UpdateAccepted)]
+    refused = Counter(answer.reason for answer in mine if isinstance(answer, UpdateRejected))
+
+    def total(figure: str) -> Any:
+        return sum(getattr(update, figure) for update in updates)
+
+    idle, work = total("idle_seconds"), total("work_seconds")
+    ages = [update.staleness for update in updates]
+    return {
+        "language": site["language"],
+        "num_lines": told.num_lines.get(name, {}),
+        "updates": len(updates),
+        "local_steps": total("local_steps"),
+        "tokens": total("tokens"),
+        "tokens_per_second": _ratio(total("tokens"), total("train_seconds")),
+        "train_seconds": total("train_seconds"),
+        "evaluate_seconds": total("evaluate_seconds"),
+        "work_seconds": work,
+        "idle_seconds": idle,
+        "idle_percent": _ratio(100 * idle, idle + work),
+        "bytes_up": total("bytes_up"),
+        "bytes_down": told.bytes_down[name],
+        "staleness": {"mean": _ratio(sum(ages), len(ages)), "max": max(ages, default=None)},
+        "rejected": dict(refused),
+        "benched": told.benched.get(name),
+        "restarts": sum(count for (owner, _), count in told.restarts.items() if owner == name),
+    }
+
+
+def _rounds(told: Told, sites: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one entry a version; a loss is the mean over the tokens of a site language."""
+    folded: dict[int, dict[str, list[UpdateAccepted]]] = defaultdict(lambda: defaultdict(list))
+    for update in told.updates:
+        folded[made(update)][sites[update.site]["language"]].append(update)
+    return [
+        {
+            "version": version,
+            "tokens": step.tokens,
+            "seconds": seconds,
+            "step_norm": step.step_norm,
+            "num_updates": step.num_updates,
+            "loss": {
+                code: _mean_loss(updates) for code, updates in sorted(folded[version].items())
+            },
+        }
+        for version, (seconds, step) in sorted(told.rounds.items())
+    ]
+
+
+def _mean_loss(updates: Iterable[UpdateAccepted]) -> float | None:
+    weighed = [(update.loss * update.tokens, update.tokens) for update in updates]
+    return _ratio(sum(loss for loss, _ in weighed), sum(tokens for _, tokens in weighed))
+
+
+def _traffic(sites: Mapping[str, Any], version: int, layouts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return bytes of the run, and how many times more a dense exchange would have taken."""
+    up = sum(site["bytes_up"] for site in sites.values())
+    down = sum(site["bytes_down"] for site in sites.values())
+    dense = {"local_steps": 0, "updates": 0}  # bytes, up and down each time
+    for name, site in sites.items():
+        size = Layout.from_description(layouts[name]).size
+        for count in dense:
+            dense[count] += site[count] * 2 * FLOAT32_BYTES * size
+    per_round = {"up_per_round": _ratio(up, version), "down_per_round": _ratio(down, version)}
+    return {
+        "bytes": {"up": up, "down": down, **per_round},
+        "compression_ratio": {
+            "every_local_step": _ratio(dense["local_steps"], up + down),
+            "every_round": _ratio(dense["updates"], up + down),
+        },
+    }

@@ -1,0 +1,291 @@
+"""Load the frozen base and its tokenizer, or build a micro-LLM of the plan's own.
+
+The pre-tokenizer keeps vowel signs with their letters, as in Qwen 3.5; the
+usual pattern of byte-level BPE splits Devanagari words at every one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+from boli.durable import locked, storage_error, sync_folder, sync_tree
+from boli.errors import ModelError, StorageError
+from boli.model.adapter import attach
+from boli.model.local_steps import LocalSteps, PackedText, computes_in_half, token_lines
+from boli.plan import AdapterPlan, BasePlan, LocalStepsPlan, MicroPlan
+
+BUILD_SECONDS = 3600.0  # that a process waits while another builds the same base
+MICRO_FORMAT = 1  # of the folder that a micro-LLM is cached in; part of its hash
+END = "<|end|>"
+PRE_TOKENIZER = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass
+class Base:
+    """A base model and its tokenizer, ready for an adapter."""
+
+    model: Any  # a causal LM of transformers
+    tokenizer: Any
+    origin: str  # folder or hub id
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the model can read at once."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 2048)
+
+
+def home() -> Path:
+    """Return where built bases and settings live: BOLI_HOME, or ~/.boli."""
+    return Path(os.environ.get("BOLI_HOME") or Path.home() / ".boli")
+
+
+def best_device() -> torch.device:
+    """Return the first GPU where there is one, and the CPU elsewhere."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_base(
+    origin: str, plan: BasePlan, steps: LocalStepsPlan, kind: str, device: torch.device
+) -> Base:
+    """Load a causal LM from a folder or a hub id, in the precision that the plan asks for.
+
+    Raises:
+        ModelError: it is not there, is not a causal LM, or its quantization cannot run here.
+    """
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    # The masters of `full` stay float32; everything else is frozen and can be half.
+    half = kind != "full" and computes_in_half(steps, device)
+    dtype = torch.bfloat16 if half else torch.float32
+    options: dict[str, Any] = {"dtype": dtype}
+    if plan.quantize == "4bit":
+        options["quantization_config"] = _four_bits(dtype)
+        options["device_map"] = {"": device}
+    check_origin(origin)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(origin)
+        model = transformers.AutoModelForCausalLM.from_pretrained(origin, **options)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        ImportError,
+        safetensors.SafetensorError,
+    ) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"cannot load the base model {origin}: {first}",
+            "model.base.path needs a folder with config.json, weights and a tokenizer, or a hub "
+            "id that this machine can download",
+        ) from error
+    if plan.quantize == "none":
+        model = model.to(device)
+    else:
+        _keep_weights_as_they_are(model)
+    return Base(model, tokenizer, origin)
+
+
+def check_length(base: Base, steps: LocalStepsPlan) -> None:
+    """Refuse sequences that are longer than the base can read.
+
+    Raises:
+        ModelError: they are.
+    """
+    if steps.sequence_length > base.max_length:
+        raise ModelError(
+            f"model.local_steps.sequence_length {steps.sequence_length} is above the "
+            f"{base.max_length} tokens that {base.origin} can read",
+            "lower it",
+        )
+
+
+def check_origin(origin: str) -> None:
+    """Refuse a path that cannot be a base model's folder; a hub id is not looked up.
+
+    Raises:
+        ModelError: there is no model there.
+    """
+    if origin.startswith(("/", ".", "~")) and not (Path(origin) / "config.json").is_file():
+        raise ModelError(
+            f"there is no base model at {origin}",
+            "model.base.path needs a folder with config.json, or the id of a model hub",
+        )
+
+
+def _four_bits(dtype: torch.dtype) -> Any:
+    """Return the QLoRA quantization: NF4 with double quantization.
+
+    Source: Dettmers et al. 2023. https://arxiv.org/abs/2305.14314
+    """
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ModelError(
+            'model.base.quantize = "4bit" needs bitsandbytes, which is not installed',
+            "pip install 'boli[qlora]'",
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _keep_weights_as_they_are(model: Any) -> None:
+    """Stop bitsandbytes from repacking the weights of a CPU when a model is judged.
+
+    Some CPUs have a faster product for a packed form; it cannot be trained on,
+    is not the same bit for bit, and fails for rows shorter than a block.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def micro_digest(plan: MicroPlan, lines: Sequence[str]) -> str:
+    """Return the hash of everything that a micro-LLM is made from."""
+    digest = hashlib.sha256(f"{MICRO_FORMAT}\n{plan.model_dump_json()}\n".encode())
+    digest.update("\n".join(lines).encode())
+    return digest.hexdigest()[:16]
+
+
+def micro_config(plan: MicroPlan, end: int = 0) -> Any:
+    """Return the Llama configuration of a micro-LLM."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=plan.vocabulary_size,
+        hidden_size=plan.hidden_size,
+        intermediate_size=plan.intermediate_size,
+        num_hidden_layers=plan.num_layers,
+        num_attention_heads=plan.num_heads,
+        num_key_value_heads=plan.num_heads,
+        max_position_embeddings=plan.max_length,
+        tie_word_embeddings=True,
+        bos_token_id=end,
+        eos_token_id=end,
+        initializer_range=0.02,
+    )
+
+
+def micro_model(plan: MicroPlan, end: int = 0) -> Any:
+    """Return a micro-LLM with random weights that depend only on the plan's seed."""
+    from transformers import LlamaForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        return LlamaForCausalLM(micro_config(plan, end))
+
+
+def train_tokenizer(lines: Sequence[str], vocabulary_size: int) -> Any:
+    """Train byte-level BPE that keeps vowel signs with their letters."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRE_TOKENIZER), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END)
+
+
+def build_micro(
+    plan: MicroPlan,
+    lines: Sequence[str],
+    progress: Callable[[int, int, float], None] = lambda _step, _of, _loss: None,
+) -> Path:
+    """Return the folder of a pre-trained micro-LLM; built once, then found by content hash.
+
+    `progress` gets the step, their number, and the loss.
+
+    Raises:
+        StorageError: the cache cannot be written.
+    """
+    bases = home() / "bases"
+    folder = bases / micro_digest(plan, lines)
+    if (folder / "config.json").is_file():
+        return folder
+    unfinished = bases / f".building-{folder.name}"
+    with locked(bases / f".{folder.name}", "the base that is built in", BUILD_SECONDS):
+        if (folder / "config.json").is_file():  # another process built it meanwhile
+            return folder
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+            unfinished.mkdir()
+            _pretrain(plan, lines, unfinished, progress)
+            sync_tree(unfinished)
+            unfinished.rename(folder)
+            sync_folder(bases)
+        except OSError as error:
+            raise storage_error(folder, error) from error
+        except safetensors.SafetensorError as error:  # how it tells of a full disk
+            raise StorageError(f"cannot write {unfinished}: {error}", "free some space") from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def _pretrain(
+    plan: MicroPlan,
+    lines: Sequence[str],
+    folder: Path,
+    progress: Callable[[int, int, float], None],
+) -> None:
+    import transformers
+
+    tokenizer = train_tokenizer(lines, plan.vocabulary_size)
+    model = micro_model(plan, tokenizer.eos_token_id).to(best_device())
+    adapter = attach(model, AdapterPlan(kind="full"))
+    steps_plan = LocalStepsPlan(
+        batch_sequences=plan.batch_sequences,
+        sequence_length=plan.sequence_length,
+        learning_rate=plan.learning_rate,
+        weight_decay=0.01,
+        final_learning_rate=0.05,
+        compile="off",
+    )
+    text = PackedText(list(token_lines(tokenizer, lines)), plan.sequence_length, plan.seed)
+    steps = LocalSteps(model, adapter, text, steps_plan)
+
+    def after_step(done: int, loss: float) -> bool:
+        progress(done, plan.steps, loss)
+        return True
+
+    steps.run(lambda: plan.steps, 0.0, 1.0 / plan.steps, after_step)
+    transformers.utils.logging.disable_progress_bar()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()  # its own storage, not a part of the flat one
+    model.eval().cpu().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "boli.json").write_text(
+        json.dumps({"micro": plan.model_dump(), "lines": len(lines)}, indent=2) + "\n"
+    )

@@ -1,0 +1,283 @@
+"""The inner loop that a site runs: packed sequences, AdamW, one flat vector.
+
+Source: Loshchilov & Hutter 2019, AdamW, https://arxiv.org/abs/1711.05101.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from boli.errors import CorpusError, SiteError
+from boli.model.adapter import Adapter
+from boli.plan import LocalStepsPlan
+
+# Their logits are a plain product of the hidden state and the output embedding.
+PLAIN_HEADS = {"llama", "qwen2", "qwen3", "mistral", "bloom", "gpt2", "phi3", "olmo2"}
+LOGITS_AT_ONCE = 1 << 22  # entries of a block of logits
+
+
+@dataclass
+class PackedText:
+    """Token lines in one endless stream of full sequences, shuffled anew in every pass.
+
+    Each line ends with the end token; a sequence begins where the one before
+    ended, so that there is no padding. The cursor and the seed say all.
+    """
+
+    lines: Sequence[NDArray[np.uint32]]  # tokens of each line, end token included
+    sequence_length: int
+    seed: int
+    position: int = 0  # sequences handed out, over all passes
+    _pass: int = -1
+    _sequences: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+
+    def __post_init__(self) -> None:
+        total = sum(line.size for line in self.lines)
+        self.per_pass = total // self.sequence_length
+        if not self.per_pass:
+            raise CorpusError(
+                f"{total} tokens do not fill one sequence of {self.sequence_length}",
+                "add text, or lower model.local_steps.sequence_length",
+            )
+
+    def take(self, count: int) -> NDArray[np.int64]:
+        """Return the next (count, sequence_length) tokens."""
+        rows = []
+        for _ in range(count):
+            number, row = divmod(self.position, self.per_pass)
+            if number != self._pass:
+                self._shuffle(number)
+            rows.append(self._sequences[row])
+            self.position += 1
+        return np.stack(rows)
+
+    def _shuffle(self, number: int) -> None:
+        draw = np.random.Generator(np.random.PCG64([self.seed, number]))
+        stream = np.concatenate([self.lines[i] for i in draw.permutation(len(self.lines))])
+        used = stream[: self.per_pass * self.sequence_length]
+        self._sequences = used.reshape(self.per_pass, -1).astype(np.int64)
+        self._pass = number
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Summed cross-entropy of a frozen output embedding, in blocks, without keeping logits.
+
+    The gradient at the hidden state is made on the way forward, where the
+    probabilities are at hand; nothing of size (tokens, vocabulary) survives.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    ) -> Tensor:
+        gradient = torch.empty_like(hidden)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        block = max(1, LOGITS_AT_ONCE // weight.shape[0])
+        for start in range(0, hidden.shape[0], block):
+            rows = slice(start, start + block)
+            logits = nn.functional.linear(hidden[rows], weight, bias)
+            log_probabilities = nn.functional.log_softmax(logits, dim=1, dtype=torch.float32)
+            chosen = targets[rows, None]
+            total -= log_probabilities.gather(1, chosen).sum()
+            grad = log_probabilities.exp_()
+            grad.scatter_add_(1, chosen, grad.new_full((1, 1), -1.0).expand_as(chosen))
+            torch.mm(grad.to(weight.dtype), weight, out=gradient[rows])
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return gradient * gradients[0].to(gradient.dtype), None, None, None
+
+
+def summed_loss(model: Any, tokens: Tensor) -> tuple[Tensor, int]:
+    """Return the summed next-token loss of (n, length) full sequences, and how many it sums.
+
+    The loss is in nats.
+    """
+    inputs, targets = tokens[:, :-1], tokens[:, 1:].reshape(-1)
+    head = model.get_output_embeddings()
+    if model.config.model_type in PLAIN_HEADS and not head.weight.requires_grad:
+        hidden = model.base_model(input_ids=inputs, use_cache=False)[0]
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+        loss = _HeadLoss.apply(hidden, head.weight, getattr(head, "bias", None), targets)  # type: ignore[no-untyped-call]
+    else:
+        logits = model(input_ids=inputs, use_cache=False).logits
+        loss = nn.functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]).float(), targets, reduction="sum"
+        )
+    return loss, targets.numel()
+
+
+def computes_in_half(plan: LocalStepsPlan, device: torch.device) -> bool:
+    """Tell whether local steps run in bf16: where asked, or where the device has it."""
+    if plan.precision != "auto":
+        return plan.precision == "bf16"
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def learning_rate(plan: LocalStepsPlan, position: float) -> float:
+    """Return the inner learning rate at a position of the run, 0 to 1."""
+    if position < plan.warmup:
+        return plan.learning_rate * (position + 0.01 * plan.warmup) / (1.01 * plan.warmup)
+    done = min(1.0, (position - plan.warmup) / max(1e-9, 1 - plan.warmup))
+    floor = plan.final_learning_rate
+    match plan.schedule:
+        case "constant":
+            return plan.learning_rate
+        case "linear":
+            return plan.learning_rate * (1 - (1 - floor) * done)
+        case "cosine":
+            return plan.learning_rate * (floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a stretch of local steps did."""
+
+    count: int
+    tokens: int
+    loss: float  # mean, nats per token
+    seconds: float
+
+
+class LocalSteps:
+    """AdamW over an adapter's flat vector, on one site's packed text.
+
+    `arrays` and `facts` are its whole state: with them and the version it starts
+    from, the next steps are the same bit for bit.
+    """
+
+    def __init__(
+        self, model: Any, adapter: Adapter, text: PackedText, plan: LocalStepsPlan
+    ) -> None:
+        self.model, self.adapter, self.text, self.plan = model, adapter, text, plan
+        self.device = adapter.flat.device
+        # A bf16 base computes in bf16 by itself; the float32 masters of `full` need autocast.
+        frozen = next(model.parameters()).dtype
+        self._autocast = frozen == torch.float32 and computes_in_half(plan, self.device)
+        # Compiling pays where steps are many and kernels small: on GPUs, by default.
+        if plan.compile == "on" or (plan.compile == "auto" and self.device.type == "cuda"):
+            model.base_model.compile()
+        parameter = nn.Parameter(adapter.flat)
+        parameter.grad = adapter.gradient
+        self._optimizer = torch.optim.AdamW(
+            [parameter],
+            lr=plan.learning_rate,
+            betas=(plan.beta1, plan.beta2),
+            weight_decay=plan.weight_decay,
+            fused=True,
+        )
+        self._parameter = parameter
+        self.reset_moments()
+
+    def reset_moments(self) -> None:
+        """Start AdamW anew."""
+        self._optimizer.state[self._parameter] = {
+            "step": torch.zeros((), device=self.device),
+            "exp_avg": torch.zeros_like(self.adapter.flat),
+            "exp_avg_sq": torch.zeros_like(self.adapter.flat),
+        }
+
+    def run(
+        self,
+        count: Callable[[], int],
+        position: float,
+        position_step: float,
+        after_step: Callable[[int, float], bool] = lambda _step, _loss: True,
+    ) -> Steps | None:
+        """Take local steps until `count()` are done; the adapter's vector moves.
+
+        `count` is asked before every step and may shrink. `after_step` gets the
+        number of steps done and the last loss; returning False abandons the work,
+        and then the result is None.
+
+        Raises:
+            SiteError: the loss is not finite any more.
+        """
+        if not self.plan.keep_moments:
+            self.reset_moments()
+        # Without dropout: torch's random state would have to be kept with the site's.
+        self.model.eval()
+        started = time.perf_counter()
+        losses, tokens, done = 0.0, 0, 0
+        while done < count():
+            loss = self._step(learning_rate(self.plan, position + done * position_step))
+            done += 1
+            tokens += self.plan.batch_sequences * self.plan.sequence_length
+            losses += loss
+            if not math.isfinite(loss):
+                raise SiteError(
+                    f"the loss is {loss} after {done} local steps",
+                    "lower model.local_steps.learning_rate",
+                )
+            if not after_step(done, loss):
+                return None
+        seconds = time.perf_counter() - started
+        return Steps(done, tokens, losses / max(1, done), seconds)
+
+    def _step(self, rate: float) -> float:
+        batch = self.text.take(self.plan.batch_sequences)
+        tokens = torch.from_numpy(batch).to(self.device, non_blocking=True)
+        self.adapter.gradient.zero_()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            total, number = summed_loss(self.model, tokens)
+        (total / number).backward()  # type: ignore[no-untyped-call]
+        norm = torch.linalg.vector_norm(self.adapter.gradient)
+        self.adapter.gradient.mul_((self.plan.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        self._optimizer.param_groups[0]["lr"] = rate
+        self._optimizer.step()
+        return float(total.detach()) / number
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the moments, as copies."""
+        state = self._optimizer.state[self._parameter]
+        return {
+            "first_moment": state["exp_avg"].cpu().numpy().copy(),
+            "second_moment": state["exp_avg_sq"].cpu().numpy().copy(),
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """Return the cursor and the optimizer's step count."""
+        state = self._optimizer.state[self._parameter]
+        return {"steps": int(state["step"]), "sequences": self.text.position}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+        """Go back to a state that `arrays` and `facts` gave."""
+        state = self._optimizer.state[self._parameter]
+        with torch.no_grad():
+            state["exp_avg"].copy_(torch.from_numpy(arrays["first_moment"]))
+            state["exp_avg_sq"].copy_(torch.from_numpy(arrays["second_moment"]))
+            state["step"].fill_(float(facts["steps"]))
+        self.text.position = int(facts["sequences"])
+
+
+def token_lines(tokenizer: Any, lines: Sequence[str]) -> Iterator[NDArray[np.uint32]]:
+    """Yield the tokens of each line, with the end token behind."""
+    end = end_token(tokenizer)
+    for start in range(0, len(lines), 1000):
+        batch = list(lines[start : start + 1000])
+        for tokens in tokenizer(batch, add_special_tokens=False)["input_ids"]:
+            yield np.array([*tokens, end], np.uint32)
+
+
+def end_token(tokenizer: Any) -> int:
+    """Return the token that ends a line, and that every line is predicted from.
+
+    Raises:
+        CorpusError: the tokenizer has neither an end nor a begin token.
+    """
+    for token in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if token is not None:
+            return int(token)
+    raise CorpusError("the tokenizer has no end token", "set eos_token in its tokenizer_config")

@@ -1,0 +1,478 @@
+"""The plan: one TOML file that says what to train, where, and how it is judged.
+
+Section names are package names. Unknown keys are refused. The rules that span
+several keys stand at the end of each section, and say what to change.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from boli.errors import PlanError
+
+LANGUAGE = r"^[a-z]{3}$"
+NAME = r"^[a-z0-9][a-z0-9-]{0,30}$"
+RELATIVE_TO_HERE = ("corpus.root", "model.base.path")
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use, which in a container is not what there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Section(BaseModel):
+    """Frozen; refuses keys that it does not know."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, ser_json_inf_nan="constants"
+    )
+
+
+class TextSource(Section):
+    """Where lines of text come from: a file below `corpus.root`, or made-up starter text."""
+
+    path: str | None = None
+    starter: str | None = Field(None, pattern=LANGUAGE)
+    lines: int | None = Field(None, ge=1)  # take the first so many
+    format: Literal["auto", "txt", "tsv", "jsonl", "parquet"] = "auto"
+    column: int | str | None = None  # tsv: number from 1; jsonl, parquet: name
+    language: str | None = Field(None, pattern=LANGUAGE)  # where it is not the site's own
+    held_out_by: str | None = None  # line-aligned file whose lines are hashed instead
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_plain_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.path is None) == (self.starter is None):
+            raise ValueError("needs either path or starter, and not both")
+        if isinstance(self.column, int) and self.column < 1:
+            raise ValueError("column counts from 1")
+        return self
+
+
+class HeldOutPlan(Section):
+    """Which lines no site trains on: decided by a hash of the text, so without a list."""
+
+    test_percent: float = Field(5.0, gt=0, le=40)  # judged before and after, never tuned on
+    tuning_percent: float = Field(5.0, gt=0, le=40)  # judged every few rounds
+
+
+class CorpusPlan(Section):
+    root: str = "."  # relative paths of text start here; itself relative to the plan file
+    held_out: HeldOutPlan = HeldOutPlan()
+
+
+class MicroPlan(Section):
+    """A micro-LLM of the Llama architecture, pre-trained by the plan itself."""
+
+    vocabulary_size: int = Field(4096, ge=300, le=200_000)
+    hidden_size: int = Field(128, ge=16)
+    num_layers: int = Field(4, ge=1)
+    num_heads: int = Field(4, ge=1)
+    intermediate_size: int = Field(384, ge=16)
+    max_length: int = Field(512, ge=16)  # tokens
+    steps: int = Field(1000, ge=1)
+    batch_sequences: int = Field(8, ge=1)
+    sequence_length: int = Field(128, ge=8)
+    learning_rate: float = Field(3e-3, gt=0)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be an even multiple of "
+                f"num_heads {self.num_heads}"
+            )
+        if self.sequence_length > self.max_length:
+            raise ValueError(
+                f"sequence_length {self.sequence_length} is above max_length {self.max_length}"
+            )
+        return self
+
+
+class BasePlan(Section):
+    """The frozen base: a folder or hub id of transformers, or a micro-LLM to build."""
+
+    path: str | None = None
+    micro: MicroPlan | None = None
+    language: str = Field(pattern=LANGUAGE)
+    text: tuple[TextSource, ...] = ()
+    quantize: Literal["none", "4bit"] = "none"
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.path is None) == (self.micro is None):
+            raise ValueError("needs either path or a [model.base.micro] table, and not both")
+        if self.micro is not None and not self.text:
+            raise ValueError("a micro-LLM needs text to be pre-trained on: set model.base.text")
+        if self.micro is not None and self.quantize != "none":
+            raise ValueError('a micro-LLM is small already: set quantize = "none"')
+        return self
+
+
+class AdapterPlan(Section):
+    """What is trained: `lora`, `frozen_a` (only B), `core` (only the r×r core), or `full`."""
+
+    kind: Literal["lora", "frozen_a", "core", "full"] = "lora"
+    rank: int = Field(16, ge=1, le=1024)
+    alpha: float = Field(32.0, gt=0)
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"  # or ends of module names
+    seed: int = 0
+
+
+class LocalStepsPlan(Section):
+    """The inner loop at a site: AdamW on packed sequences."""
+
+    batch_sequences: int = Field(8, ge=1)
+    sequence_length: int = Field(128, ge=8)  # tokens
+    learning_rate: float = Field(1e-3, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: float = Field(0.05, ge=0, le=0.9)  # fraction of the run
+    final_learning_rate: float = Field(0.1, ge=0, le=1)  # fraction of learning_rate
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.99, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    keep_moments: bool = True  # AdamW moments stay at the site from order to order
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+
+
+class ModelPlan(Section):
+    base: BasePlan
+    adapter: AdapterPlan = AdapterPlan()
+    local_steps: LocalStepsPlan = LocalStepsPlan()
+
+
+class OuterPlan(Section):
+    """The coordinator's optimizer over pseudo-gradients."""
+
+    name: Literal["sgd", "nesterov", "delayed_nesterov", "adam", "yogi"] = "sgd"
+    learning_rate: float = Field(1.0, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)  # nesterov, delayed_nesterov
+    delay: int = Field(4, ge=1)  # delayed_nesterov: rounds between momentum updates
+    activation: float = Field(0.0, ge=0, le=1)  # delayed_nesterov: share of momentum in between
+    beta1: float = Field(0.9, ge=0, lt=1)  # adam, yogi
+    beta2: float = Field(0.99, ge=0, lt=1)
+    epsilon: float = Field(1e-3, gt=0)
+
+    @model_validator(mode="after")
+    def _activation_fits(self) -> Self:
+        if self.activation * self.delay > 1:
+            raise ValueError(
+                f"activation {self.activation} × delay {self.delay} is above 1; "
+                f"set activation to at most {1 / self.delay:.3g}"
+            )
+        return self
+
+
+class RoundsPlan(Section):
+    mode: Literal["synchronous", "asynchronous"] = "synchronous"
+    total: int = Field(20, ge=1)
+    local_steps: int = Field(20, ge=1)  # H, for a site of ordinary speed
+    buffer_size: int | None = Field(None, ge=1)  # asynchronous: updates that make a round
+    max_staleness: int | None = Field(None, ge=0)  # asynchronous: in rounds
+    speed_aware: bool = False  # local steps follow each site's measured speed
+    staleness_power: float = Field(0.5, ge=0, le=2)  # weight shrinks by (1 + staleness) ** this
+    token_power: float = Field(1.0, ge=0, le=1)  # update weight = tokens ** token_power
+    norm_multiple: float = Field(10.0, gt=1)  # scale down above so many running medians
+    patience_seconds: float = Field(3600.0, gt=0)  # with a site that does not judge the end
+    deadline_seconds: float = Field(0.0, ge=0)  # re-issue with half the steps; 0: never
+    outer: OuterPlan = OuterPlan()
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _mode_fits(self) -> Self:
+        if self.mode == "synchronous":
+            for key in ("buffer_size", "max_staleness"):
+                if getattr(self, key) is not None:
+                    raise ValueError(
+                        f"{key} has no meaning when every round waits for every site; "
+                        f'remove it, or set mode = "asynchronous"'
+                    )
+            if self.speed_aware:
+                raise ValueError(
+                    "measured speed would make a synchronous run differ from its repetition; "
+                    'remove speed_aware, or set mode = "asynchronous"'
+                )
+        return self
+
+
+class CodecPlan(Section):
+    name: Literal["dense"] = "dense"
+    dtype: Literal["fp32", "fp16"] = "fp32"
+
+
+class EnginePlan(Section):
+    name: Literal["local"] = "local"
+    threads_per_site: int = Field(0, ge=0)  # 0: the cores are shared out
+
+
+class EvaluationPlan(Section):
+    every_rounds: int = Field(5, ge=1)
+    max_lines: int = Field(400, ge=1)  # per language and part; the first in hash order
+
+
+class SitePlan(Section):
+    name: str = Field(pattern=NAME)
+    language: str = Field(pattern=LANGUAGE)
+    text: tuple[TextSource, ...] = Field(min_length=1)
+    rank: int | None = Field(None, ge=1)  # trains the first so many components
+    slowdown: float = Field(1.0, ge=1, le=100)  # behave like a machine so many times slower
+
+
+class Plan(Section):
+    """Everything that a run is asked to do; equal plans have equal digests."""
+
+    name: str = Field(pattern=NAME)
+    corpus: CorpusPlan = CorpusPlan()
+    model: ModelPlan
+    rounds: RoundsPlan = RoundsPlan()
+    codec: CodecPlan = CodecPlan()
+    engine: EnginePlan = EnginePlan()
+    evaluation: EvaluationPlan = EvaluationPlan()
+    site: tuple[SitePlan, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _sites_fit(self) -> Self:
+        names = [site.name for site in self.site]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"site {name!r} is there twice; give each site its own name")
+        adapter, micro = self.model.adapter, self.model.base.micro
+        for site in self.site:
+            if site.rank is not None and adapter.kind == "full":
+                raise ValueError(
+                    f"site {site.name!r} sets a rank, but model.adapter.kind is 'full'; "
+                    "remove the rank, or choose lora, frozen_a or core"
+                )
+            if site.rank is not None and site.rank > adapter.rank:
+                raise ValueError(
+                    f"site {site.name!r} has rank {site.rank}, above model.adapter.rank "
+                    f"{adapter.rank}; lower it, or raise the adapter's"
+                )
+        length = self.model.local_steps.sequence_length
+        if micro is not None and length > micro.max_length:
+            raise ValueError(
+                f"model.local_steps.sequence_length {length} is above "
+                f"model.base.micro.max_length {micro.max_length}; lower it"
+            )
+        if adapter.kind == "full" and self.model.base.quantize != "none":
+            raise ValueError(
+                "the weights of a 4-bit base cannot be trained: set model.adapter.kind to lora, "
+                'or model.base.quantize = "none"'
+            )
+        if (self.rounds.buffer_size or 1) > 4 * len(names):
+            raise ValueError(
+                f"rounds.buffer_size {self.rounds.buffer_size} is more than 4 updates from each "
+                f"of {len(names)} sites; lower it"
+            )
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Hash of the whole plan."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages that sites hold, in the order in which the plan names them."""
+        found = {
+            source.language or site.language: None for site in self.site for source in site.text
+        }
+        return tuple(found)
+
+    @property
+    def buffer_size(self) -> int:
+        """Updates that make a round: all sites, or about half of them when asynchronous."""
+        if self.rounds.mode == "synchronous":
+            return len(self.site)
+        return self.rounds.buffer_size or (len(self.site) + 1) // 2
+
+    @property
+    def max_staleness(self) -> int:
+        """Rounds by which an update may lag behind; 0 when synchronous."""
+        if self.rounds.mode == "synchronous":
+            return 0
+        return 10 if self.rounds.max_staleness is None else self.rounds.max_staleness
+
+    def threads_per_site(self, cores: int) -> int:
+        """Share out this machine's cores so that sites do not fight; at least one each."""
+        return self.engine.threads_per_site or max(1, cores // len(self.site))
+
+    def resolve(self, path: str) -> Path:
+        """Return where a text path of the plan points to."""
+        return Path(self.corpus.root) / path
+
+
+def load_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
+    """Read a plan file; `overrides` are `section.key=value` with values as in TOML.
+
+    Paths in the file are relative to its folder, those in overrides to the
+    current folder. A site's keys are `site.NAME.key`.
+
+    Raises:
+        PlanError: the file is missing, is not TOML, or does not validate.
+    """
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PlanError(f"there is no plan at {path}", _nearby_plans(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"cannot read {path}: {error}", "plans are UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
+        raise PlanError(f"{path} is not TOML: {error}", "mend that line") from None
+    _anchor_paths(tables, path.parent)
+    for override in overrides:
+        _set(tables, override)
+    return plan_from_tables(tables, str(path))
+
+
+def plan_from_tables(tables: Mapping[str, Any], origin: str = "the plan") -> Plan:
+    """Validate nested tables, as TOML or JSON gives them.
+
+    Raises:
+        PlanError: names every key that is wrong, with its value.
+    """
+    try:
+        return Plan.model_validate(tables)
+    except ValidationError as error:
+        details = error.errors()
+        # A tuple whose entry is wrong is reported a second time, as too short.
+        details = [detail for detail in details if detail["type"] != "too_short"] or details
+        problems = "\n  ".join(_describe(detail, tables) for detail in details[:8])
+        raise PlanError(f"{origin} is not valid\n  {problems}") from None
+
+
+def _nearby_plans(path: Path) -> str:
+    there = sorted(str(other) for other in path.parent.glob("*.toml"))
+    return f"there are: {', '.join(there[:5])}" if there else "give the path of a .toml file"
+
+
+def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
+    """Make the plan's own relative paths absolute, from the plan's folder."""
+    corpus = tables.setdefault("corpus", {})
+    if isinstance(corpus, dict) and isinstance(corpus.get("root", "."), str):
+        corpus["root"] = str((folder / Path(corpus.get("root", ".")).expanduser()).resolve())
+    base = tables.get("model", {}).get("base", {}) if isinstance(tables.get("model"), dict) else {}
+    if isinstance(base, dict) and isinstance(base.get("path"), str):
+        base["path"] = _folder_or_hub_id(base["path"], folder)
+
+
+def _folder_or_hub_id(path: str, folder: Path) -> str:
+    """A hub id has one slash and no dot in front; anything that exists here is a folder."""
+    candidate = (folder / Path(path).expanduser()).resolve()
+    looks_like_hub = path.count("/") <= 1 and not path.startswith((".", "/", "~"))
+    return path if looks_like_hub and not candidate.exists() else str(candidate)
+
+
+def _set(tables: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise PlanError(
+            f"--set {override!r} is not section.key=value", "for example --set rounds.total=3"
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    if key in RELATIVE_TO_HERE:
+        here = Path.cwd()
+        value = (
+            str((here / Path(str(value)).expanduser()).resolve())
+            if key == "corpus.root"
+            else _folder_or_hub_id(str(value), here)
+        )
+    table: Any = tables
+    for depth, part in enumerate(parts[:-1]):
+        table = _descend(table, part, ".".join(parts[: depth + 1]), override)
+    if not isinstance(table, dict):
+        raise PlanError(f"--set {override!r}: {'.'.join(parts[:-1])} is not a table")
+    table[parts[-1]] = value
+
+
+def _descend(table: Any, part: str, where: str, override: str) -> Any:
+    if isinstance(table, list):
+        for entry in table:
+            if isinstance(entry, dict) and entry.get("name") == part:
+                return entry
+        names = [str(entry.get("name")) for entry in table if isinstance(entry, dict)]
+        raise PlanError(f"--set {override!r}: there is no {where}", f"there are: {names}")
+    if not isinstance(table, dict):
+        raise PlanError(f"--set {override!r}: {where} is not a table")
+    return table.setdefault(part, {})
+
+
+def _describe(detail: Mapping[str, Any], tables: Mapping[str, Any]) -> str:
+    """Turn one pydantic error into `key = value: what is wrong; what to change`."""
+    *above, last = detail["loc"] or ("",)
+    unknown = detail["type"] == "extra_forbidden"
+    location = [part for part in above if not _is_union_tag(part)]
+    if last != "" and (unknown or not _is_union_tag(last)):
+        location.append(last)
+    key = ".".join(_readable(location, tables))
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if unknown:
+        known = sorted(_known_keys(location[:-1]))
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"{key}: unknown key; {advice}"
+    if detail["type"] == "missing":
+        return f"{key}: is missing; add it"
+    if not location:
+        return message
+    value = detail.get("input")
+    shown = "" if isinstance(value, dict | list) else f" = {value!r}"
+    return f"{key}{shown}: {message[0].lower()}{message[1:]}"
+
+
+def _is_union_tag(part: object) -> bool:
+    text = str(part)
+    return "[" in text or text in {"tuple", "int", "str", "float", "bool", "literal"}
+
+
+def _readable(location: Sequence[Any], tables: Mapping[str, Any]) -> Iterator[str]:
+    table: Any = tables
+    for part in location:
+        try:
+            table = table[part]
+        except (KeyError, IndexError, TypeError):
+            table = None
+        named = isinstance(part, int) and isinstance(table, dict) and table.get("name")
+        yield str(named or part)
+
+
+def _known_keys(location: Sequence[Any]) -> set[str]:
+    section: Any = Plan
+    for part in location:
+        if isinstance(part, int):
+            continue
+        section = _section_of(section.model_fields[str(part)].annotation)
+    return set(section.model_fields)
+
+
+def _section_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _section_of(inner)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,1 @@
+"""The coordinator's algorithm: numpy only, no engine, no torch."""

@@ -1,0 +1,363 @@
+"""Which updates make a round, and their weights.
+
+Sums are integers on a fixed-point grid. Integer addition does not depend on
+order, so a synchronous round is bit-identical however its updates arrive, and
+memory stays O(d) because each update is added as it comes.
+
+Source: Nguyen et al. 2022, FedBuff, Algorithm 1. https://arxiv.org/abs/2106.06639
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from boli.codec.codec import decode_frame
+from boli.errors import CodecError
+from boli.journal import Evaluated, Event, RoundStepped, UpdateAccepted, UpdateRejected
+from boli.rounds.outer import OuterOptimizer
+from boli.rounds.transport import Delivery
+from boli.rounds.update import (
+    Folded,
+    Order,
+    Release,
+    ServerState,
+    Spans,
+    Sums,
+    UpdateHeader,
+    Vector,
+    Verdict,
+)
+
+GRID = 2.0**40  # one unit of the sums is 2^-40, far below float32's own rounding
+LARGEST = 2.0**22  # of a whole sum; int64 ends at 2^23 on this grid
+WEIGHT_GRID = 2.0**20
+BLOCK = 1 << 16  # entries folded at a time, so that temporaries stay in the cache
+NORMS_KEPT = 64
+NORMS_NEEDED = 6  # before a median means anything
+REMEMBERED = 16  # accepted sequences per site
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why an update is not folded in."""
+
+    reason: str
+    detail: str
+    keep: bool = False  # sound, only late: the site may send its content again
+
+
+@dataclass(frozen=True)
+class BufferedStrategy:
+    """Step each time `buffer_size` updates are in (FedBuff).
+
+    With buffer_size equal to the number of sites and max_staleness 0 this is
+    synchronous federated averaging, so both modes share one loop.
+    """
+
+    buffer_size: int
+    max_staleness: int  # rounds
+    staleness_power: float
+    token_power: float
+    norm_multiple: float
+    reference_tokens: int  # of an ordinary update: its weight is 1
+    max_tokens_per_step: int
+    outer: OuterOptimizer
+    spans: Mapping[str, Spans]  # by site
+
+    def fold(
+        self, state: ServerState, deliveries: Sequence[Delivery]
+    ) -> tuple[ServerState, list[Verdict], list[Event]]:
+        """Add updates to the partial sum, each once; `state` is left untouched.
+
+        Returns the next state, a verdict for every delivery, and what to journal.
+        """
+        if not deliveries:
+            return state, [], []
+        verdicts: list[Verdict] = []
+        events: list[Event] = []
+        sums = None if state.partial_sum is None else state.partial_sum.copy()
+        for delivery in deliveries:
+            outcome = self._outcome(state, delivery)
+            if isinstance(outcome, Rejection):
+                state, facts = _refuse(state, delivery, outcome)
+                verdicts.append(_verdict(delivery, outcome))
+            else:
+                if sums is None and outcome.size:
+                    sums = np.zeros(state.theta.size, np.int64)
+                state, facts = self._add(state, delivery, outcome, sums)
+                verdicts.append(_verdict(delivery, None))
+            events += facts
+        return replace(state, partial_sum=sums), verdicts, events
+
+    def _outcome(self, state: ServerState, delivery: Delivery) -> Vector | Rejection:
+        """Return the (m,) entries of a sound update, (0,) where it only judged."""
+        rejection = self._check(state, delivery)
+        if rejection is not None:
+            return rejection
+        vector = self._decode(delivery)
+        if isinstance(vector, Rejection):
+            return vector
+        peak = float(np.abs(vector).max(initial=0)) * self._weight(delivery.update.header.tokens)
+        if peak * (self.buffer_size + len(self.spans)) > LARGEST:
+            return Rejection("too large", f"an entry of {peak:.3g}")
+        return vector
+
+    def _check(self, state: ServerState, delivery: Delivery) -> Rejection | None:
+        """Return why an update cannot be folded in, from its header alone."""
+        header = delivery.update.header
+        if header.site != delivery.site or delivery.site not in state.sites:
+            return Rejection("forged", f"says it is from {header.site!r}")
+        site = state.sites[delivery.site]
+        if header.sequence in site.accepted or header.sequence < min(site.accepted, default=0):
+            return Rejection("duplicate", "")
+        if header.sequence in site.refused:
+            return Rejection("refused before", "")
+        order = site.outstanding
+        if order is None or header.sequence != order.sequence or header.order != order.order:
+            return Rejection("superseded", "not the order that is open", keep=True)
+        return self._differs(state, header, order)
+
+    def _differs(self, state: ServerState, header: UpdateHeader, order: Order) -> Rejection | None:
+        if header.layout != state.layout or header.rank != order.rank:
+            return Rejection("layout", f"layout {header.layout[:8]}, rank {header.rank}")
+        # An answer may be to an earlier attempt, or from a newer version that overtook the order.
+        if header.base_version > state.version:
+            return Rejection("version", f"trained from version {header.base_version}")
+        if bool(header.local_steps) != bool(order.local_steps):
+            return Rejection("malformed", f"{header.local_steps} local steps")
+        asked = max(order.at_most, order.local_steps)
+        if header.local_steps > asked:
+            return Rejection("malformed", f"{header.local_steps} local steps, not {asked}")
+        most = asked * self.max_tokens_per_step
+        if header.tokens > most or (header.local_steps and not header.tokens):
+            return Rejection("tokens", f"{header.tokens} tokens where at most {most} were asked")
+        staleness = state.version - header.base_version
+        if header.local_steps and staleness > self.max_staleness:
+            return Rejection("stale", f"{staleness} rounds behind", keep=True)
+        return None
+
+    def _decode(self, delivery: Delivery) -> Vector | Rejection:
+        header, payload = delivery.update.header, delivery.update.payload
+        if not header.local_steps:
+            if payload:
+                return Rejection("malformed", "a payload without local steps")
+            return np.zeros(0, np.float32)
+        length = sum(stop - start for start, stop in self.spans[delivery.site])
+        try:
+            frame = decode_frame(payload, header.layout, length)
+        except CodecError as error:
+            return Rejection("malformed", error.problem)
+        if frame.base_version != header.base_version or frame.rank != header.rank:
+            return Rejection("malformed", "header and payload do not agree")
+        return frame.vector
+
+    def _add(
+        self, state: ServerState, delivery: Delivery, vector: Vector, sums: Sums | None
+    ) -> tuple[ServerState, list[Event]]:
+        """Add one update to the sums, in place, and note it."""
+        header, name = delivery.update.header, delivery.site
+        facts = _judgements(state, delivery)
+        if sums is not None and header.local_steps:
+            staleness = state.version - header.base_version
+            norm = float(np.sqrt(np.sum(np.square(vector, dtype=np.float64))))
+            weight, scaled = self._weight(header.tokens), self._scale(state, norm)
+            add_to(
+                sums,
+                vector,
+                self.spans[name],
+                weight * scaled / (1 + staleness) ** self.staleness_power,
+            )
+            coverage = dict(state.coverage)
+            key = "" if header.rank is None else str(header.rank)
+            coverage[key] = coverage.get(key, 0) + round(weight * WEIGHT_GRID)
+            entry = Folded(site=name, sequence=header.sequence, staleness=staleness, norm=norm)
+            state = replace(
+                state,
+                coverage=coverage,
+                folded=(*state.folded, entry),
+                tokens=state.tokens + header.tokens,
+            )
+            facts.append(_acceptance(delivery, staleness, weight, norm, scaled))
+        return _after_acceptance(state, name, header), facts
+
+    def _weight(self, tokens: int) -> float:
+        share = (tokens / self.reference_tokens) ** self.token_power
+        return max(1.0, float(np.rint(share * WEIGHT_GRID))) / WEIGHT_GRID
+
+    def _scale(self, state: ServerState, norm: float) -> float:
+        """Return the factor that brings a norm below its bound.
+
+        The bound comes from whole rounds only, so that it does not depend on the
+        order in which this round's updates arrive.
+        """
+        if len(state.norms) < NORMS_NEEDED:
+            return 1.0
+        bound = self.norm_multiple * float(np.median(state.norms))
+        return bound / norm if norm > bound > 0 else 1.0
+
+    def ready(self, state: ServerState) -> bool:
+        """Tell whether enough updates are in; a benched site is not waited for."""
+        needed = self.buffer_size
+        if needed <= len(state.sites):
+            needed = min(needed, len(state.active))
+        return len(state.folded) >= max(1, needed)
+
+    def step(self, state: ServerState) -> tuple[ServerState, Release, float]:
+        """Make one round of the partial sum.
+
+        Returns the next state, the version to publish, and the norm of the step.
+        """
+        mean = self._mean(state)
+        step, outer = self.outer.step(mean, state.outer, state.outer_round)
+        theta = state.theta - step
+        norms = (*state.norms, *sorted(folded.norm for folded in state.folded))[-NORMS_KEPT:]
+        state = replace(
+            state,
+            theta=theta,
+            outer=outer,
+            outer_round=state.outer_round + 1,
+            version=state.version + 1,
+            partial_sum=None,
+            coverage={},
+            folded=(),
+            norms=norms,
+        )
+        release = Release(state.version, state.layout, theta, step)
+        return state, release, float(np.sqrt(np.sum(np.square(step, dtype=np.float64))))
+
+    def _mean(self, state: ServerState) -> Vector:
+        """Divide each coordinate by the weight of the sites that covered it.
+
+        The weight is the one before staleness shrank it: a stale buffer takes a
+        shorter step.
+        """
+        assert state.partial_sum is not None
+        if len(state.coverage) == 1:
+            weight: float | Vector = sum(state.coverage.values()) / WEIGHT_GRID
+            whole = next(iter(self._spans_of(state, next(iter(state.coverage)))), (0, 0))
+            if whole == (0, state.theta.size):
+                return (state.partial_sum / (GRID * weight)).astype(np.float32)
+        covered = np.zeros(state.theta.size, np.int64)
+        for key, total in state.coverage.items():
+            for start, stop in self._spans_of(state, key):
+                covered[start:stop] += total
+        weights = np.maximum(covered, 1) * (GRID / WEIGHT_GRID)
+        return (state.partial_sum / weights).astype(np.float32)
+
+    def _spans_of(self, state: ServerState, key: str) -> Spans:
+        rank = int(key) if key else None
+        return next(self.spans[name] for name, site in state.sites.items() if site.rank == rank)
+
+
+def add_to(sums: Sums, vector: Vector, spans: Spans, factor: float) -> None:
+    """Add factor · vector to the fixed-point sums, in place, in the order of the spans."""
+    position = 0
+    for start, stop in spans:
+        for block in range(start, stop, BLOCK):
+            end = min(block + BLOCK, stop)
+            part = vector[position : position + end - block].astype(np.float64)
+            part *= factor * GRID
+            sums[block:end] += np.rint(part, out=part).astype(np.int64)
+            position += end - block
+
+
+def _verdict(delivery: Delivery, why: Rejection | None) -> Verdict:
+    """Return what the site is told; a duplicate was accepted before."""
+    header = delivery.update.header
+    return Verdict(
+        order=header.order,
+        site=delivery.site,
+        sequence=header.sequence,
+        accepted=why is None or why.reason == "duplicate",
+        reason="" if why is None else why.reason,
+        keep=why is not None and why.keep,
+    )
+
+
+def _after_acceptance(state: ServerState, name: str, header: UpdateHeader) -> ServerState:
+    site = state.sites[name]
+    speed = header.local_steps / header.train_seconds if header.train_seconds > 0 else 0.0
+    return state.with_site(
+        name,
+        outstanding=None,
+        accepted=(*site.accepted, header.sequence)[-REMEMBERED:],
+        rejections=0,
+        steps_per_second=speed or site.steps_per_second,
+        finished=site.finished or not header.local_steps,
+    )
+
+
+def _refuse(
+    state: ServerState, delivery: Delivery, why: Rejection
+) -> tuple[ServerState, list[Event]]:
+    """Close the order, so that a new one is issued; a superseded update closes none."""
+    if why.reason in ("duplicate", "refused before"):
+        return state, []
+    header = delivery.update.header
+    facts: list[Event] = [UpdateRejected(header.order, delivery.site, why.reason, why.detail)]
+    if delivery.site not in state.sites:
+        return state, facts
+    site = state.sites[delivery.site]
+    if why.reason == "stale":
+        facts += _judgements(state, delivery)  # what was judged is true, however late
+    returned = max(site.returned, header.sequence) if why.keep else site.returned
+    if why.reason == "superseded":
+        return state.with_site(delivery.site, returned=returned), facts
+    state = state.with_site(
+        delivery.site,
+        outstanding=None,
+        returned=returned,
+        rejections=site.rejections + (0 if why.keep else 1),
+        # What a wrong update judged is not believed either: ask again.
+        judged=site.judged if why.keep else -1,
+        refused=site.refused if why.keep else (*site.refused, header.sequence)[-REMEMBERED:],
+    )
+    return state, facts
+
+
+def _judgements(state: ServerState, delivery: Delivery) -> list[Event]:
+    header = delivery.update.header
+    order = state.sites[delivery.site].outstanding
+    version = 0 if order is not None and order.first else header.base_version
+    return [
+        Evaluated(
+            site=delivery.site,
+            language=judgement.language,
+            part=judgement.part,
+            version=version,
+            bits=judgement.bits,
+            bytes=judgement.bytes,
+        )
+        for judgement in header.judgements
+    ]
+
+
+def _acceptance(
+    delivery: Delivery, staleness: int, weight: float, norm: float, scaled: float
+) -> Event:
+    header = delivery.update.header
+    return UpdateAccepted(
+        order=header.order,
+        site=delivery.site,
+        base_version=header.base_version,
+        staleness=staleness,
+        local_steps=header.local_steps,
+        tokens=header.tokens,
+        weight=weight,
+        loss=header.loss,
+        norm=norm,
+        scaled=scaled,
+        train_seconds=header.train_seconds,
+        evaluate_seconds=header.evaluate_seconds,
+        work_seconds=header.work_seconds,
+        idle_seconds=header.idle_seconds,
+        bytes_up=delivery.update.num_bytes,
+    )
+
+
+def round_stepped(state: ServerState, num_updates: int, norm: float, seconds: float) -> Event:
+    """Return the journal's line on a step."""
+    return RoundStepped(state.version, num_updates, state.tokens, norm, seconds)

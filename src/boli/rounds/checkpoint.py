@@ -1,0 +1,98 @@
+"""Save and restore ServerState; survives a power cut, and one corrupt file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from boli.durable import Generations
+from boli.errors import CorruptFileError
+from boli.rounds.update import Folded, ServerState, SiteProgress
+
+SCHEMA = 1
+
+
+def to_parts(state: ServerState) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return a state as named arrays and JSON facts."""
+    arrays: dict[str, NDArray[Any]] = {"theta": state.theta}
+    arrays |= {f"outer.{name}": moment for name, moment in state.outer.items()}
+    if state.partial_sum is not None:
+        arrays["partial_sum"] = state.partial_sum
+    facts = {
+        "schema": SCHEMA,
+        "run": state.run,
+        "layout": state.layout,
+        "version": state.version,
+        "outer_round": state.outer_round,
+        "sites": {name: site.model_dump(mode="json") for name, site in state.sites.items()},
+        "coverage": dict(state.coverage),
+        "folded": [entry.model_dump(mode="json") for entry in state.folded],
+        "norms": list(state.norms),
+        "tokens": state.tokens,
+        "journal_seq": state.journal_seq,
+    }
+    return arrays, facts
+
+
+def from_parts(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> ServerState:
+    """Return the state that `to_parts` took apart.
+
+    Raises:
+        CorruptFileError: it was written by another format.
+    """
+    if facts.get("schema") != SCHEMA:
+        raise CorruptFileError(
+            f"the checkpoint has format {facts.get('schema')}, this program reads {SCHEMA}",
+            "resume the run with the version of boli that started it",
+        )
+    outer = {name[6:]: array for name, array in arrays.items() if name.startswith("outer.")}
+    return ServerState(
+        run=facts["run"],
+        layout=facts["layout"],
+        theta=arrays["theta"],
+        sites={name: SiteProgress.model_validate(s) for name, s in facts["sites"].items()},
+        version=facts["version"],
+        outer=outer,
+        outer_round=facts["outer_round"],
+        partial_sum=arrays.get("partial_sum"),
+        coverage=facts["coverage"],
+        folded=tuple(Folded.model_validate(entry) for entry in facts["folded"]),
+        norms=tuple(facts["norms"]),
+        tokens=facts["tokens"],
+        journal_seq=facts["journal_seq"],
+    )
+
+
+class CheckpointStore:
+    """The checkpoints of one run; keeps the last good one beside the newest."""
+
+    def __init__(self, folder: Path) -> None:
+        self._generations = Generations(folder)
+
+    def save(self, state: ServerState) -> None:
+        """Make the state durable.
+
+        Raises:
+            StorageError: the disk is full or refuses; the last checkpoint stays.
+        """
+        self._generations.save(*to_parts(state))
+
+    def load(self) -> tuple[ServerState, list[Path]] | None:
+        """Return the newest whole checkpoint and the corrupt files passed over.
+
+        Past a corrupt one, every site is asked anew: it may have answered orders that
+        this older state still takes for open. Save the state before anything else,
+        and that stays so. Returns None where the run never saved one.
+
+        Raises:
+            CorruptFileError: no file is whole, or the format is another.
+        """
+        found = self._generations.load()
+        if found is None:
+            return None
+        arrays, facts, corrupt = found
+        state = from_parts(arrays, facts)
+        return state.forget_orders() if corrupt else state, corrupt

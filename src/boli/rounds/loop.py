@@ -1,0 +1,224 @@
+"""THE MAIN LOOP: orders go out, updates come in, versions are made.
+
+Synchronous and asynchronous training are this one loop; the strategy's buffer
+size and staleness bound are all the difference. The order of the lines inside
+`_turn` is the promise of the whole system: nothing is acknowledged, published
+or asked for before the checkpoint that remembers it is on the disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from boli.errors import SiteError
+from boli.journal import (
+    Event,
+    Journal,
+    OrderSent,
+    SiteBenched,
+    SiteJoined,
+    SiteLeft,
+    UpdateRejected,
+)
+from boli.rounds.buffer import BufferedStrategy, round_stepped
+from boli.rounds.checkpoint import CheckpointStore
+from boli.rounds.schedule import Schedule
+from boli.rounds.transport import (
+    Arrival,
+    Delivery,
+    Failed,
+    Joined,
+    Left,
+    Malformed,
+    Measurement,
+    Transport,
+)
+from boli.rounds.update import Order, Release, ServerState
+
+REJECTIONS_BORNE = 3  # in a row, before a site is benched
+
+
+@dataclass
+class Rounds:
+    """The collaborators of one run's loop; all progress is in the ServerState."""
+
+    transport: Transport
+    strategy: BufferedStrategy
+    schedule: Schedule
+    checkpoints: CheckpointStore
+    journal: Journal
+    check_site: Callable[[Joined], None]  # raises LayoutError where a site trains other things
+    observe: Callable[[Measurement], None] = lambda _: None
+    should_stop: Callable[[], bool] = lambda: False
+    deadline_seconds: float = 0.0  # 0: none
+    patience_seconds: float = 3600.0  # with a site that does not judge the last version
+    clock: Callable[[], float] = time.monotonic
+    _present: set[str] = field(default_factory=set)  # sites whose node is there
+    _sent_at: dict[str, float] = field(default_factory=dict)  # by site, of its open order
+    _made_at: float | None = None  # when the last version was made, or taken up again
+    _bytes_down: dict[str, int] = field(default_factory=dict)  # by site, at its last order
+    _started: float = 0.0
+
+    def run(self, state: ServerState) -> ServerState:
+        """Train until the schedule is finished, or until told to stop.
+
+        Raises:
+            SiteError: every site is benched before the last version is made.
+            StorageError: a checkpoint cannot be written; the last one is whole.
+        """
+        ranks = {name: site.rank for name, site in state.sites.items()}
+        views = {name: (ranks[name], self.strategy.spans[name]) for name in ranks}
+        self.transport.start(views, Release(state.version, state.layout, state.theta))
+        # Orders go out as sites join, also those that were open when a run was stopped.
+        state, _ = self.schedule.issue(state)
+        self._started = self.clock()
+        state = self._save(state)
+        while not self.schedule.finished(state) and not self.should_stop():
+            arrivals = self.transport.receive(timeout_seconds=0.5)
+            state = self._turn(state, arrivals)
+        return state
+
+    def _turn(self, state: ServerState, arrivals: Sequence[Arrival]) -> ServerState:
+        """Take in what arrived; make rounds of it; ask for more."""
+        before = state
+        joined, deliveries = self._sort(arrivals)
+        state, verdicts, events = self.strategy.fold(state, deliveries)
+        releases = []
+        while self.strategy.ready(state):
+            num_updates = len(state.folded)
+            state, release, norm = self.strategy.step(state)
+            seconds = self.clock() - self._started
+            events.append(round_stepped(state, num_updates, norm, seconds))
+            releases.append(release)
+        state = self._bench(self._hold_against(state, arrivals, events), events)
+        state, shrunk = self._hurry(state)
+        state, orders = self.schedule.issue(state)
+        state, reopened = self._reopen(state, joined, orders)
+        for event in events:
+            self.journal.append(event)
+        if state is not before:
+            state = self._save(state)
+        for release in releases:
+            self.transport.publish(release)
+        for verdict in verdicts:
+            self.transport.answer(verdict)
+        self._send([*reopened, *orders, *shrunk])
+        return state
+
+    def _save(self, state: ServerState) -> ServerState:
+        """Bring the journal and then the state to the disk."""
+        state = replace(state, journal_seq=self.journal.seq)
+        self.journal.sync()
+        self.checkpoints.save(state)
+        return state
+
+    def _hold_against(
+        self, state: ServerState, arrivals: Sequence[Arrival], events: list[Event]
+    ) -> ServerState:
+        """Count what is no update like one that is refused; bench a site that cannot go on."""
+        for arrival in arrivals:
+            if isinstance(arrival, Malformed) and arrival.site in state.sites:
+                counted = state.sites[arrival.site].rejections + 1
+                state = state.with_site(arrival.site, outstanding=None, rejections=counted)
+            elif isinstance(arrival, Failed) and arrival.site in state.active:
+                reason = f"{arrival.problem}; {arrival.hint}" if arrival.hint else arrival.problem
+                state = state.with_site(arrival.site, benched=reason, outstanding=None)
+                events.append(SiteBenched(arrival.site, reason))
+        return state
+
+    def _sort(self, arrivals: Sequence[Arrival]) -> tuple[list[str], list[Delivery]]:
+        """Journal who came and went; return the names of those who came, and updates."""
+        joined, deliveries = [], []
+        for arrival in arrivals:
+            match arrival:
+                case Delivery():
+                    deliveries.append(arrival)
+                case Measurement():
+                    self.observe(arrival)
+                case Joined():
+                    self.check_site(arrival)
+                    lines = {k: dict(v) for k, v in arrival.num_lines.items()}
+                    self.journal.append(SiteJoined(arrival.site, lines, arrival.restarts))
+                    joined.append(arrival.site)
+                    self._present.add(arrival.site)
+                case Left() | Failed():
+                    self._present.discard(arrival.site)
+                    self._sent_at.pop(arrival.site, None)
+                    reason = arrival.reason if isinstance(arrival, Left) else arrival.problem
+                    self.journal.append(SiteLeft(arrival.site, reason))
+                case Malformed():
+                    self.journal.append(
+                        UpdateRejected("", arrival.site, "malformed", arrival.detail)
+                    )
+        return joined, deliveries
+
+    def _reopen(
+        self, state: ServerState, joined: Sequence[str], issued: Sequence[Order]
+    ) -> tuple[ServerState, list[Order]]:
+        """Send a site that came back what it was asked before."""
+        reopened = []
+        for name in sorted(set(joined) - {order.site for order in issued}):
+            state, order = self.schedule.reopen(state, name)
+            if order is not None:
+                reopened.append(order)
+        return state, reopened
+
+    def _bench(self, state: ServerState, events: list[Event]) -> ServerState:
+        """Give no more orders to a site that is wrong again and again, or silent at the end."""
+        for name in state.active:
+            reason = self._reason_to_bench(state, name)
+            if reason:
+                state = state.with_site(name, benched=reason, outstanding=None)
+                events.append(SiteBenched(name, reason))
+        if not state.active and state.version < self.schedule.total:
+            for event in events:
+                self.journal.append(event)
+            reasons = "; ".join(f"{name}: {site.benched}" for name, site in state.sites.items())
+            raise SiteError(f"no site is left to train: {reasons}", "mend that and resume the run")
+        return state
+
+    def _reason_to_bench(self, state: ServerState, name: str) -> str:
+        site = state.sites[name]
+        if site.rejections >= REJECTIONS_BORNE:
+            return f"{REJECTIONS_BORNE} updates in a row were refused"
+        if state.version < self.schedule.total or site.finished:
+            return ""
+        self._made_at = self.clock() if self._made_at is None else self._made_at
+        if self.clock() - self._made_at > self.patience_seconds:
+            return f"it did not judge the last version within {self.patience_seconds:.0f} s"
+        return ""
+
+    def _hurry(self, state: ServerState) -> tuple[ServerState, list[Order]]:
+        """Re-issue, with half the steps, what is open for longer than the deadline."""
+        orders = []
+        now = self.clock()
+        for name in state.active if self.deadline_seconds else ():
+            if now - self._sent_at.get(name, now) > self.deadline_seconds:
+                state, order = self.schedule.shrink(state, name)
+                if order is not None:
+                    self._sent_at[name] = now
+                    orders.append(order)
+        return state, orders
+
+    def _send(self, orders: Sequence[Order]) -> None:
+        """Send orders to the nodes that are there; the others get theirs when they join."""
+        for order in orders:
+            if order.site not in self._present:
+                continue
+            self.transport.send_order(order)
+            self._sent_at[order.site] = self.clock()
+            total = self.transport.bytes_down(order.site)
+            down = total - self._bytes_down.get(order.site, 0)
+            self._bytes_down[order.site] = total
+            self.journal.append(
+                OrderSent(
+                    order.order,
+                    order.site,
+                    order.base_version,
+                    order.local_steps,
+                    order.attempt,
+                    down,
+                )
+            )

@@ -1,0 +1,120 @@
+"""Who is asked for how much: which sites get an order now, and how many local steps.
+
+Source: Liu et al. 2024, dynamic local updates. https://arxiv.org/abs/2401.09135
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from boli.rounds.update import Order, Part, ServerState, SiteProgress
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Hands out work until the last version is made, and then has it judged."""
+
+    total: int  # rounds
+    local_steps: int  # H, for a site of median speed
+    synchronous: bool
+    speed_aware: bool
+    every_rounds: int  # between judgements of the tuning part
+
+    def issue(self, state: ServerState) -> tuple[ServerState, list[Order]]:
+        """Give every idle site its next order; `state` is left untouched.
+
+        Once the last version is made, an open training order is superseded: what
+        it would bring could not be folded in any more.
+        """
+        orders = []
+        folded = {entry.site for entry in state.folded}
+        for name in state.active:
+            site = state.sites[name]
+            if state.version >= self.total:
+                open_training = site.outstanding is not None and site.outstanding.local_steps > 0
+                wanted = not site.finished and (site.outstanding is None or open_training)
+            else:
+                waits_for_others = self.synchronous and name in folded
+                wanted = site.outstanding is None and not waits_for_others
+            if wanted:
+                order = self._order(state, name, site)
+                orders.append(order)
+                state = state.with_site(
+                    name,
+                    outstanding=order,
+                    sequence=order.sequence,
+                    judged=state.version if order.evaluate else site.judged,
+                    judged_sequence=order.sequence if order.evaluate else site.judged_sequence,
+                )
+        return state, orders
+
+    def shrink(self, state: ServerState, name: str) -> tuple[ServerState, Order | None]:
+        """Ask a site that is late for half of what was asked; None where nothing is open."""
+        order = state.sites[name].outstanding
+        if order is None or order.local_steps <= 1:
+            return state, None
+        order = order.model_copy(
+            update={"attempt": order.attempt + 1, "local_steps": order.local_steps // 2}
+        )
+        return state.with_site(name, outstanding=order), order
+
+    def reopen(self, state: ServerState, name: str) -> tuple[ServerState, Order | None]:
+        """Return the open order of a site that came back, on the version that it can get now."""
+        order = state.sites[name].outstanding
+        if order is None or order.base_version == state.version:
+            return state, order
+        order = order.model_copy(
+            update={
+                "attempt": order.attempt + 1,
+                "base_version": state.version,
+                "position": min(1.0, state.version / self.total),
+            }
+        )
+        return state.with_site(name, outstanding=order), order
+
+    def finished(self, state: ServerState) -> bool:
+        """Tell whether the last version is made and judged by every active site."""
+        return state.version >= self.total and all(
+            state.sites[name].finished for name in state.active
+        )
+
+    def _order(self, state: ServerState, name: str, site: SiteProgress) -> Order:
+        sequence = site.sequence + 1
+        steps = self._steps(state, site) if state.version < self.total else 0
+        return Order(
+            order=f"{state.run}-{name}-{sequence}",
+            site=name,
+            sequence=sequence,
+            base_version=state.version,
+            layout=state.layout,
+            rank=site.rank,
+            local_steps=steps,
+            at_most=steps,
+            position=min(1.0, state.version / self.total),
+            position_step=1.0 / (self.total * max(1, steps)),
+            evaluate=self._parts(state, site),
+            first=site.judged < 0 and state.version < self.total,
+            returned=site.returned,
+        )
+
+    def _parts(self, state: ServerState, site: SiteProgress) -> tuple[Part, ...]:
+        first = site.judged < 0
+        if first or state.version >= self.total:
+            return ("tuning", "test")
+        # Also counted in the site's own orders, so that a slow site does not mostly judge.
+        due = min(state.version - site.judged, site.sequence + 1 - site.judged_sequence)
+        return ("tuning",) if due >= self.every_rounds else ()
+
+    def _steps(self, state: ServerState, site: SiteProgress) -> int:
+        """Let every site take about equal time: H times its speed over the median, clamped."""
+        speeds = [
+            state.sites[name].steps_per_second
+            for name in state.active
+            if state.sites[name].steps_per_second > 0
+        ]
+        if not self.speed_aware or not speeds or site.steps_per_second <= 0:
+            return self.local_steps
+        ratio = float(np.clip(site.steps_per_second / float(np.median(speeds)), 1 / 8, 4))
+        return max(1, round(self.local_steps * ratio))

@@ -1,0 +1,213 @@
+"""The protocols that every engine implements: the coordinator's side and a node's side."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from boli.codec.codec import HEADER_BYTES
+from boli.rounds.update import (
+    Order,
+    Release,
+    Spans,
+    Update,
+    UpdateHeader,
+    Vector,
+    Verdict,
+    take,
+)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A node is there, for the first time or again."""
+
+    site: str
+    layout: Sequence[Sequence[Any]]  # the segments it trains
+    num_lines: Mapping[str, Mapping[str, int]]  # language to part to lines
+    held_version: int  # -1: none
+    held_digest: int = 0  # of its bits
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
+class Left:
+    """A node is gone; it may come back."""
+
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A node says that it cannot do its work, or ended too often; it will not come back."""
+
+    site: str
+    problem: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """A site sent something that is not an update."""
+
+    site: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """An update, from the site that the engine knows it to be from."""
+
+    site: str
+    update: Update
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A node's live figures, best effort."""
+
+    site: str
+    values: Mapping[str, float]
+
+
+Arrival = Joined | Left | Failed | Malformed | Delivery | Measurement
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version on its way to a node: a delta on the one before, or a snapshot."""
+
+    version: int
+    snapshot: bool
+    frame: bytes
+
+
+def held_digest(theta: Vector | None) -> int:
+    """Return a checksum of a version's bits: the same number may come from another history."""
+    return 0 if theta is None else zlib.crc32(np.ascontiguousarray(theta).view(np.uint8).data)
+
+
+@dataclass
+class VersionLog:
+    """What an engine needs to bring a node to the current version: O(d), whatever the run's length.
+
+    The last few steps are kept while they are together no larger than a snapshot.
+    """
+
+    views: Mapping[str, tuple[int | None, Spans]]  # by site
+    release: Release
+    _frames: dict[tuple[int | None, int], bytes] = field(default_factory=dict)  # rank, version
+    _digests: dict[tuple[int | None, int], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._note(self.release)
+
+    def _note(self, release: Release) -> None:
+        for rank, spans in dict(self.views.values()).items():
+            self._digests[rank, release.version] = held_digest(take(release.theta, spans))
+
+    def publish(self, release: Release) -> None:
+        """Take in the next version."""
+        self.release = release
+        self._note(release)
+        for rank, spans in dict(self.views.values()).items():
+            frame = release.delta_frame(rank, spans)
+            self._frames[rank, release.version] = frame
+            room = HEADER_BYTES + 4 * sum(stop - start for start, stop in spans)
+            for version in range(release.version, -1, -1):
+                room -= len(self._frames.get((rank, version), b""))
+                if room < 0 and version < release.version:
+                    self._frames.pop((rank, version), None)
+                    self._digests.pop((rank, version - 1), None)
+                    break
+
+    def step_for(self, site: str) -> Version:
+        """Return the last step, for a node that holds the version before."""
+        rank, _ = self.views[site]
+        version = self.release.version
+        return Version(version, False, self._frames[rank, version])
+
+    def snapshot_for(self, site: str) -> Version:
+        """Return the whole version, for a node that missed some."""
+        frame = self.release.snapshot_frame(*self.views[site])
+        return Version(self.release.version, True, frame)
+
+    def catch_up(self, joined: Joined) -> list[Version]:
+        """Return the steps that a node missed, or a snapshot where that is smaller or needed."""
+        rank, _ = self.views[joined.site]
+        now, held = self.release.version, joined.held_version
+        known = self._digests.get((rank, held)) == joined.held_digest
+        steps = [self._frames.get((rank, version)) for version in range(held + 1, now + 1)]
+        if 0 <= held <= now and known and None not in steps:
+            return [Version(held + 1 + i, False, step) for i, step in enumerate(steps) if step]
+        return [self.snapshot_for(joined.site)]
+
+
+class Transport(Protocol):
+    """The coordinator's side of an engine.
+
+    Orders are delivered at least once, updates at least once until they are
+    answered, versions in order or as a snapshot. Nothing here blocks on a
+    site: a slow or dead one never delays the others.
+    """
+
+    def start(self, views: Mapping[str, tuple[int | None, Spans]], release: Release) -> None:
+        """Bring up the nodes; each will hold `release`, cut to its view."""
+        ...
+
+    def publish(self, release: Release) -> None:
+        """Send a new version to every node."""
+        ...
+
+    def send_order(self, order: Order) -> None:
+        """Send an order; sending it again is harmless."""
+        ...
+
+    def receive(self, timeout_seconds: float) -> list[Arrival]:
+        """Return what arrived, at once if there is something; empty after the timeout."""
+        ...
+
+    def answer(self, verdict: Verdict) -> None:
+        """Tell a site what became of its update, so that it can forget it."""
+        ...
+
+    def bytes_down(self, site: str) -> int:
+        """Return the bytes of versions and orders sent to a site so far."""
+        ...
+
+    def close(self) -> None:
+        """Ask every node to stop and wait for it; harmless when repeated."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The node is to end."""
+
+
+Instruction = Order | Version | Verdict | Stop
+
+
+class NodeLink(Protocol):
+    """A node's side of an engine."""
+
+    def join(self, joined: Joined) -> None:
+        """Say that the node is there and what it holds."""
+        ...
+
+    def receive(self, timeout_seconds: float | None) -> Instruction | None:
+        """Return the next instruction; None after the timeout, and wait for ever without one."""
+        ...
+
+    def send_update(self, header: UpdateHeader, payload: bytes) -> None:
+        """Send an update; it may be sent again until a verdict on it arrives."""
+        ...
+
+    def measure(self, values: Mapping[str, float]) -> None:
+        """Send live figures, or drop them."""
+        ...

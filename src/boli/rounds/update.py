@@ -1,0 +1,212 @@
+"""Order, Update, Verdict, Release, and ServerState: what travels and what is remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from boli.codec.codec import Codec, DenseCodec, encode_frame
+
+Vector = NDArray[np.float32]
+Sums = NDArray[np.int64]
+Spans = tuple[tuple[int, int], ...]  # half-open parts of the flat vector, ascending
+Part = Literal["tuning", "test"]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Short = Annotated[str, Field(max_length=100)]
+
+
+SEQUENCES_SKIPPED = 1_000_000  # far above what a site can answer between two checkpoints
+
+
+class Message(BaseModel):
+    """A header on the wire: frozen, JSON, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Order(Message):
+    """What a node is asked: train from a version, judge that version, or both."""
+
+    order: Short  # run-site-sequence: the same in every attempt and after every restart
+    site: Short
+    sequence: Count  # per site, ascending
+    attempt: Count = 0
+    base_version: Count
+    layout: Short
+    rank: int | None = None
+    local_steps: Count  # 0: only evaluate
+    at_most: Count = 0  # local steps of the first attempt; an answer to it is welcome too
+    position: Finite = 0.0  # of the run when it starts, 0 to 1: the learning-rate schedule
+    position_step: Finite = 0.0  # of the run, per local step
+    evaluate: tuple[Part, ...] = ()  # judged at base_version, before training
+    first: bool = False  # what is judged is version 0, the base unchanged, whatever base_version
+    returned: Count = 0  # the last sequence that was refused but sound, if its verdict was lost
+
+
+class Judgement(Message):
+    """Bits per byte of one language's held-out part: bits ÷ bytes."""
+
+    language: Short
+    part: Part
+    bits: Finite
+    bytes: Count
+
+
+class UpdateHeader(Message):
+    """What a node says of its answer; the payload travels beside it."""
+
+    order: Short
+    site: Short
+    sequence: Count
+    attempt: Count = 0
+    base_version: Count
+    layout: Short
+    rank: int | None = None
+    local_steps: Count  # done
+    tokens: Count
+    loss: Finite = 0.0  # mean over the local steps, nats per token
+    train_seconds: Finite = 0.0
+    evaluate_seconds: Finite = 0.0
+    work_seconds: Finite = 0.0
+    idle_seconds: Finite = 0.0
+    judgements: Annotated[tuple[Judgement, ...], Field(max_length=100)] = ()
+
+
+@dataclass(frozen=True)
+class Update:
+    """A node's answer: header and payload, as sent."""
+
+    header: UpdateHeader
+    payload: bytes  # a frame of the codec; empty where nothing was trained
+
+    @property
+    def num_bytes(self) -> int:
+        """Size on the wire, header and payload."""
+        return len(self.header.model_dump_json()) + len(self.payload)
+
+
+class Verdict(Message):
+    """What became of an update; sent only after the checkpoint that holds it."""
+
+    order: Short
+    site: Short
+    sequence: Count
+    accepted: bool
+    reason: Short = ""
+    keep: bool = False  # rejected, but sound: the payload goes back to the residual
+
+
+@dataclass(frozen=True)
+class Release:
+    """A new version: the step that leads to it, and all of it."""
+
+    version: int
+    layout: str
+    theta: Vector  # (d,)
+    step: Vector | None = None  # (d,), theta_before - step = theta; None for the first
+    codec: Codec = field(default_factory=DenseCodec)
+
+    def delta_frame(self, rank: int | None, spans: Spans) -> bytes:
+        """Return the step of one view; a site that holds the version before subtracts it."""
+        if self.step is None:
+            raise ValueError("the first release has no step")
+        return encode_frame(self.codec, take(self.step, spans), self.layout, rank, self.version - 1)
+
+    def snapshot_frame(self, rank: int | None, spans: Spans) -> bytes:
+        """Return all of one view, exactly."""
+        return encode_frame(DenseCodec(), take(self.theta, spans), self.layout, rank, self.version)
+
+
+def take(vector: Vector, spans: Spans) -> Vector:
+    """Return the entries of a (d,) vector inside the spans."""
+    if len(spans) == 1:
+        start, stop = spans[0]
+        return vector[start:stop]
+    return np.concatenate([vector[start:stop] for start, stop in spans] or [vector[:0]])
+
+
+class SiteProgress(Message):
+    """What the coordinator remembers of one site."""
+
+    rank: int | None = None
+    sequence: int = 0  # of the last order issued
+    outstanding: Order | None = None
+    accepted: tuple[int, ...] = ()  # the last few sequences folded in or recorded
+    refused: tuple[int, ...] = ()  # the last few that were unsound
+    returned: int = 0  # the last sequence that was refused but sound
+    judged: int = -1  # last version that it was asked to judge
+    judged_sequence: int = 0  # of the order that asked
+    finished: bool = False  # has judged the last version
+    steps_per_second: float = 0.0  # last measured
+    rejections: int = 0  # in a row
+    benched: str = ""  # why it gets no more orders
+
+    def change(self, **values: object) -> SiteProgress:
+        """Return a copy with these values."""
+        return self.model_copy(update=values)
+
+
+class Folded(Message):
+    """An update that is in the partial sum."""
+
+    site: str
+    sequence: int
+    staleness: int
+    norm: float
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """The whole checkpoint of a coordinator: O(d), whatever the number of sites."""
+
+    run: str
+    layout: str  # digest
+    theta: Vector  # (d,)
+    sites: Mapping[str, SiteProgress]
+    version: int = 0
+    outer: Mapping[str, Vector] = field(default_factory=dict)  # moments, (d,) each
+    outer_round: int = 0  # rounds that the outer optimizer has seen
+    partial_sum: Sums | None = None  # (d,) fixed point, of the updates in `folded`
+    coverage: Mapping[str, int] = field(default_factory=dict)  # rank to weight, fixed point
+    folded: tuple[Folded, ...] = ()
+    norms: tuple[float, ...] = ()  # of the last rounds' updates
+    tokens: int = 0
+    journal_seq: int = 0  # lines of the journal that this state knows of
+
+    def with_site(self, name: str, **values: object) -> ServerState:
+        """Return a copy in which one site's progress has these values."""
+        sites = dict(self.sites)
+        sites[name] = sites[name].change(**values)
+        return replace(self, sites=sites)
+
+    def forget_orders(self) -> ServerState:
+        """Return a copy that will ask every site anew, with sequences that no site has seen.
+
+        For a state older than what its sites have done since: they would take
+        its open orders for answered ones.
+        """
+        state = self
+        for name, site in self.sites.items():
+            state = state.with_site(
+                name, outstanding=None, sequence=site.sequence + SEQUENCES_SKIPPED
+            )
+        return state
+
+    def welcome_back(self) -> ServerState:
+        """Return a copy in which benched sites get another chance, as when a run is resumed."""
+        state = self
+        for name, site in self.sites.items():
+            if site.benched:
+                state = state.with_site(name, benched="", rejections=0, outstanding=None)
+        return state
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Names of the sites that get orders."""
+        return tuple(name for name, site in self.sites.items() if not site.benched)

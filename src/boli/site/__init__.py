@@ -1,0 +1,1 @@
+"""What a node does with an order, and its durable outbox."""

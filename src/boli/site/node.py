@@ -1,0 +1,276 @@
+"""What a node does with an order, so that each answer counts exactly once.
+
+Everything that an answer changes at the site (optimizer state, data cursor,
+residual, and the answer itself) becomes durable in one file *before* the answer
+is sent. A node that is cut off at any moment either never did the work, or sends
+the very same bytes again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boli.codec.codec import Codec, DenseCodec, decode_frame, encode_frame
+from boli.durable import Generations
+from boli.model.layout import Layout, Vector
+from boli.rounds.transport import Joined, NodeLink, Stop, Version, held_digest
+from boli.rounds.update import Judgement, Order, UpdateHeader, Verdict
+
+MEASURE_EVERY_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Done:
+    """The outcome of one order."""
+
+    pseudo_gradient: Vector | None  # (m,) base minus local; None where only judged
+    local_steps: int = 0
+    tokens: int = 0
+    loss: float = 0.0
+    train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    judgements: tuple[Judgement, ...] = ()
+
+
+class Work(Protocol):
+    """Trains and judges at one site; its state is arrays and facts."""
+
+    layout: Layout  # of the site's own rank
+    rank: int | None
+    num_lines: Mapping[str, Mapping[str, int]]
+
+    def perform(
+        self,
+        order: Order,
+        theta: Vector,
+        steps_wanted: Callable[[], int],
+        after_step: Callable[[int, float, float], bool],
+    ) -> Done | None:
+        """Carry out an order from version `theta` (m,); None if `after_step` said no.
+
+        `after_step` gets steps done, last loss, and tokens per second.
+        """
+        ...
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return all that the next order depends on, as copies."""
+        ...
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+        """Go back to what `state` returned."""
+        ...
+
+
+@dataclass
+class Node:
+    """One process at one site."""
+
+    site: str
+    link: NodeLink
+    work: Work
+    store: Generations
+    full_digest: str  # of the layout that all sites share
+    codec: Codec = field(default_factory=DenseCodec)
+    slowdown: float = 1.0
+    restarts: int = 0
+    version: int = -1  # held; -1: none
+    theta: Vector | None = None  # (m,)
+    residual: Vector | None = None  # (m,) left unsent, or given back; None: zero
+    answer: UpdateHeader | None = None  # the last one, until the next is made
+    payload: bytes = b""
+    _work_state: tuple[dict[str, NDArray[Any]], dict[str, Any]] | None = None  # between orders
+    _pending: Order | None = None
+    _stopping: bool = False
+    _idle_since: float | None = None
+
+    def run(self) -> None:
+        """Serve until told to stop.
+
+        Raises:
+            SiteError: training diverged.
+            StorageError: the site's state cannot be written.
+        """
+        self._restore()
+        self.link.join(
+            Joined(
+                self.site,
+                self.work.layout.describe(),
+                self.work.num_lines,
+                self.version,
+                held_digest(self.theta),
+                self.restarts,
+            )
+        )
+        while not self._stopping:
+            order = self._pending
+            if order is not None and self.theta is not None and self.version >= order.base_version:
+                self._pending = None
+                self._perform(order, self.theta)
+            else:  # nothing to do, or for a version that is still on its way
+                self._take(self.link.receive(None))
+
+    def _take(self, instruction: object) -> None:
+        match instruction:
+            case Stop():
+                self._stopping = True
+            case Version():
+                self._apply(instruction)
+            case Verdict():
+                if instruction.keep and not instruction.accepted:
+                    self._take_back(instruction.sequence)
+            case Order():
+                self._consider(instruction)
+
+    def _apply(self, version: Version) -> None:
+        """Hold a new version, bit for bit the coordinator's; a delta out of turn is left."""
+        length = self.work.layout.size
+        if version.snapshot:
+            self.theta = decode_frame(version.frame, self.full_digest, length).vector
+        elif self.theta is not None and version.version == self.version + 1:
+            self.theta = self.theta - decode_frame(version.frame, self.full_digest, length).vector
+        else:
+            return
+        self.version = version.version
+
+    def _take_back(self, sequence: int) -> None:
+        """Return an answer that was refused but sound to the residual, once."""
+        if self.answer is not None and sequence == self.answer.sequence and self.payload:
+            given_back = decode_frame(self.payload, self.full_digest, self.work.layout.size).vector
+            self.residual = given_back if self.residual is None else self.residual + given_back
+            self.payload = b""  # so that a second word on it finds nothing to give back
+            self._save()
+
+    def _consider(self, order: Order) -> None:
+        self._take_back(order.returned)
+        if self.answer is None or order.sequence > self.answer.sequence:
+            if self._pending is None or order.sequence >= self._pending.sequence:
+                self._pending = order
+        elif order.sequence == self.answer.sequence and (self.payload or not order.local_steps):
+            self.link.send_update(self.answer, self.payload)
+
+    def _perform(self, order: Order, theta: Vector) -> None:
+        """Work from the version that is held, which may be newer than the order, and answer."""
+        version = self.version
+        idle = 0.0 if self._idle_since is None else time.monotonic() - self._idle_since
+        started = time.monotonic()
+        if self._work_state is None:
+            self._work_state = self.work.state()
+        watch = _Watch(self, order)
+        done = self.work.perform(order, theta, watch.steps_wanted, watch.after_step)
+        if done is None:
+            self.work.restore(*self._work_state)
+            return
+        self._work_state = self.work.state()
+        payload = self._encode(order, done, version)
+        self.answer = UpdateHeader(
+            order=order.order,
+            site=self.site,
+            sequence=order.sequence,
+            attempt=watch.attempt,
+            base_version=version,
+            layout=order.layout,
+            rank=order.rank,
+            local_steps=done.local_steps,
+            tokens=done.tokens,
+            loss=done.loss,
+            train_seconds=done.train_seconds,
+            evaluate_seconds=done.evaluate_seconds,
+            work_seconds=time.monotonic() - started,
+            idle_seconds=idle,
+            judgements=done.judgements,
+        )
+        self.payload = payload
+        self._save()
+        self.link.send_update(self.answer, self.payload)
+        self._idle_since = time.monotonic()
+
+    def _encode(self, order: Order, done: Done, version: int) -> bytes:
+        """Return the payload; what it does not carry is the next residual."""
+        if done.pseudo_gradient is None:
+            return b""
+        error = done.pseudo_gradient
+        if self.residual is not None:
+            error = error + self.residual
+        frame = encode_frame(self.codec, error, order.layout, order.rank, version)
+        left = error - decode_frame(frame, order.layout, error.size).vector
+        self.residual = left if left.any() else None
+        return frame
+
+    def _save(self) -> None:
+        assert self._work_state is not None
+        work, facts = self._work_state
+        arrays = {f"work.{name}": array for name, array in work.items()}
+        arrays["payload"] = np.frombuffer(self.payload, np.uint8)
+        if self.theta is not None:
+            arrays["theta"] = self.theta
+        if self.residual is not None:
+            arrays["residual"] = self.residual
+        self.store.save(
+            arrays,
+            {
+                "version": self.version,
+                "work": facts,
+                "layout": self.full_digest,
+                "answer": None if self.answer is None else self.answer.model_dump(mode="json"),
+            },
+        )
+
+    def _restore(self) -> None:
+        found = self.store.load()
+        if found is None or found[1]["layout"] != self.full_digest:
+            return
+        arrays, facts, _ = found
+        self.version = facts["version"]
+        self.theta = arrays.get("theta")
+        self.residual = arrays.get("residual")
+        self.payload = arrays["payload"].tobytes()
+        self.answer = UpdateHeader.model_validate(facts["answer"]) if facts["answer"] else None
+        work = {name[5:]: array for name, array in arrays.items() if name.startswith("work.")}
+        self.work.restore(work, facts["work"])
+        self._work_state = work, facts["work"]
+
+
+class _Watch:
+    """Listens between local steps: a shorter attempt, a newer order, or the end."""
+
+    def __init__(self, node: Node, order: Order) -> None:
+        self.node, self.order = node, order
+        self.wanted, self.attempt = order.local_steps, order.attempt
+        self._measured = self._last = time.monotonic()
+
+    def steps_wanted(self) -> int:
+        """Return how many local steps are wanted by now."""
+        return self.wanted
+
+    def after_step(self, done: int, loss: float, tokens_per_second: float) -> bool:
+        """Take in instructions; False abandons the work."""
+        node = self.node
+        now = time.monotonic()
+        if node.slowdown > 1:
+            time.sleep((node.slowdown - 1) * (now - self._last))
+            now = time.monotonic()
+        self._last = now
+        while (instruction := node.link.receive(0.0)) is not None:
+            node._take(instruction)
+        newer = node._pending
+        if newer is not None and newer.sequence == self.order.sequence:
+            self.wanted, self.attempt = min(self.wanted, newer.local_steps), newer.attempt
+            node._pending = newer = None
+        if now - self._measured >= MEASURE_EVERY_SECONDS or done >= self.wanted:
+            self._measured = now
+            node.link.measure(
+                {
+                    "step": done,
+                    "of": self.wanted,
+                    "loss": loss,
+                    "tokens_per_second": tokens_per_second / node.slowdown,
+                    "version": self.order.base_version,
+                }
+            )
+        return not node._stopping and newer is None

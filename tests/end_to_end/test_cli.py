@@ -1,0 +1,281 @@
+"""The command line as a user runs it: real processes, real text files, a tiny base."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from boli.corpus.sources import read_split
+from boli.journal import RunInterrupted, read_journal
+from boli.plan import load_plan
+
+
+def boli(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "boli.cli.main", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "250"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.fixture(scope="module")
+def plan_file(
+    tiny_plan_file: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return tiny_plan_file(
+        tmp_path_factory.mktemp("plan"),
+        rounds={"total": 3, "local_steps": 8},
+        model={"local_steps": {"learning_rate": 1e-2}},
+        evaluation={"every_rounds": 1, "max_lines": 20},
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(plan_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = boli("train", plan_file, "--runs", runs)
+    assert done.returncode == 0, done.stderr
+    assert "better at the sites' languages than the base was" in done.stdout
+    (folder,) = (path.parent for path in runs.glob("*/plan.json"))
+    return folder
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "boli.cli.main", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_rounds(runs: Path, process: subprocess.Popen[str], count: int = 1) -> Path:
+    deadline = time.monotonic() + 90
+    while process.poll() is None:
+        for path in runs.glob("*/journal.jsonl"):
+            if path.read_bytes().count(b'"round_stepped"') >= count:
+                return path.parent
+        assert time.monotonic() < deadline, "no round was made"
+        time.sleep(0.01)
+    raise AssertionError(f"ended early:\n{process.communicate()[0]}")
+
+
+def test_run_leaves_every_file_and_improves_every_language(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    assert report["status"] == "finished"
+    for code in ("bho", "mag"):
+        language = report["languages"][code]
+        assert language["after"]["test"] < language["before"]["test"]
+    assert report["languages"]["hin"]["role"] == "base"
+    assert (finished / "report.html").stat().st_size > 10_000
+    assert (finished / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_no_text_of_a_site_is_in_journal_or_report(finished: Path, plan_file: Path) -> None:
+    lines = (plan_file.parent / "bho.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    escaped = [json.dumps(line)[1:-1] for line in lines]  # as JSON may write it
+    told = ["journal.jsonl", "report.json", "report.html", "run.json", "plan.json"]
+    logs = [path.relative_to(finished) for path in finished.glob("sites/*.log")]
+    assert logs
+    for name in [*told, *logs]:
+        content = (finished / name).read_text(encoding="utf-8")
+        assert not [line for line in (*lines, *escaped) if line in content]
+
+
+def test_plain_peft_loads_the_adapter(finished: Path) -> None:
+    import peft
+    import torch
+    import transformers
+
+    config = json.loads((finished / "adapter" / "adapter_config.json").read_text())
+    base = transformers.AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"])
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        before = base(tokens).logits
+        adapted = peft.PeftModel.from_pretrained(base, finished / "adapter")
+        assert not torch.equal(adapted(tokens).logits, before)
+
+
+def test_evaluate_agrees_with_the_report(finished: Path, plan_file: Path, tmp_path: Path) -> None:
+    plan = load_plan(plan_file)
+    test = read_split(plan, plan.site[0].text, "bho")["bho"].test
+    (tmp_path / "held.txt").write_text("\n".join(test) + "\n", encoding="utf-8")
+    other = plan_file.parent / "mag.txt"
+    done = boli("evaluate", finished / "adapter", "--text", tmp_path / "held.txt", other)
+    assert done.returncode == 0, done.stderr
+    rows = {cells[0]: cells for cells in map(str.split, done.stdout.splitlines()) if cells}
+    row = rows[str(tmp_path / "held.txt")]
+    judged = json.loads((finished / "report.json").read_text())["languages"]["bho"]
+    assert int(row[1]) == len(test)
+    assert float(row[2]) == pytest.approx(judged["before"]["test"], abs=1e-3)
+    assert float(row[3]) == pytest.approx(judged["after"]["test"], abs=1e-3)
+    assert int(rows[str(other)][1]) == 160
+
+
+def test_runs_and_report_name_the_run(finished: Path) -> None:
+    listed = boli("runs", "--runs", finished.parent)
+    assert finished.name in listed.stdout
+    assert "finished" in listed.stdout
+    (finished / "report.html").unlink()
+    shown = boli("report", "latest", "--runs", finished.parent)
+    assert shown.returncode == 0, shown.stderr
+    assert "mean of sites" in shown.stdout
+    assert (finished / "report.html").exists()
+
+
+def test_check_prints_sizes_bytes_memory_and_time(plan_file: Path) -> None:
+    done = boli("check", plan_file)
+    assert done.returncode == 0, done.stderr
+    for word in ("is valid", "parameters", "entries", "up a round", "memory", "time"):
+        assert word in done.stdout
+
+
+@pytest.mark.timeout(180)
+def test_interrupted_run_goes_on_and_ends_with_the_same_bits(
+    tiny_plan_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    plan = tiny_plan_file(tmp_path, rounds={"total": 60, "local_steps": 4})
+    process = start("train", plan, "--runs", tmp_path / "runs")
+    folder = wait_for_rounds(tmp_path / "runs", process, 5)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert f"boli train --resume {folder.name}" in output
+    entries = read_journal(folder / "journal.jsonl")
+    assert isinstance(entries[-1].event, RunInterrupted)
+    assert not list(folder.glob("adapter/*"))
+    resumed = boli("train", "--resume", folder.name, "--runs", tmp_path / "runs")
+    assert resumed.returncode == 0, resumed.stderr
+    straight = boli("train", plan, "--runs", tmp_path / "straight")
+    assert straight.returncode == 0, straight.stderr
+    (other,) = (tmp_path / "straight").glob("*/adapter/adapter_model.safetensors")
+    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == other.read_bytes()
+
+
+@pytest.mark.timeout(120)
+def test_second_process_on_a_run_is_refused_and_a_strange_base_is_named(
+    tiny_plan_file: Callable[..., Path], family_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    plan = tiny_plan_file(tmp_path, rounds={"total": 200, "local_steps": 4})
+    process = start("train", plan, "--runs", tmp_path / "runs")
+    folder = wait_for_rounds(tmp_path / "runs", process)
+    second = boli("train", "--resume", folder)
+    assert second.returncode == 15
+    assert f"is in use by process {process.pid}" in second.stderr
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+
+    prepared = json.loads((folder / "run.json").read_text())
+    prepared["base"] = str(family_folder("qwen3"))
+    (folder / "run.json").write_text(json.dumps(prepared))
+    strange = boli("train", "--resume", folder)
+    assert strange.returncode == 13, strange.stderr
+    assert "do not train the same parameters: segment 'model.layers.0" in strange.stderr
+
+
+def write_bad(folder: Path, kind: str) -> None:
+    path = folder / "bho.txt"
+    match kind:
+        case "missing":
+            path.unlink()
+        case "empty":
+            path.write_text(" \n\n")
+        case "not UTF-8":
+            path.write_bytes("नमस्ते दुनिया\n".encode("utf-16"))
+        case "binary":
+            path.write_bytes(b"abc\0def\n" * 20)
+        case "nothing held out":
+            path.write_text("एक वाक्य\nदूसर वाक्य\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("missing", "there is no text at"),
+        ("empty", "holds no text"),
+        ("not UTF-8", "is not UTF-8"),
+        ("binary", "holds binary data"),
+        ("nothing held out", "has no held-out"),
+    ],
+)
+def test_bad_text_is_named_before_anything_is_built(
+    kind: str, words: str, tiny_plan_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    plan = tiny_plan_file(tmp_path)
+    write_bad(tmp_path, kind)
+    done = boli("train", plan, "--runs", tmp_path / "runs")
+    assert done.returncode == 11
+    assert words in done.stderr
+    assert "bho" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "words"),
+    [
+        ("rounds.totl=3", 10, "did you mean 'total'"),
+        ("rounds.total=0", 10, "rounds.total = 0"),
+        ("nonsense", 10, "is not section.key=value"),
+        ("site.nobody.rank=2", 10, "there is no site.nobody"),
+    ],
+)
+def test_bad_plan_names_key_and_value(
+    setting: str, code: int, words: str, plan_file: Path, tmp_path: Path
+) -> None:
+    done = boli("train", plan_file, "--set", setting, "--runs", tmp_path)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_base_folder_is_named(tiny_plan_file: Callable[..., Path], tmp_path: Path) -> None:
+    plan = tiny_plan_file(tmp_path, model={"base": {"micro": None, "path": "./nowhere"}})
+    done = boli("train", plan, "--runs", tmp_path / "runs")
+    assert done.returncode == 12
+    assert "there is no base model at" in done.stderr
+    assert "nowhere" in done.stderr
+
+
+def test_missing_plan_and_run_are_named(tmp_path: Path) -> None:
+    assert "there is no plan at" in boli("train", tmp_path / "x.toml").stderr
+    done = boli("train", "--resume", "x", "--runs", tmp_path)
+    assert done.returncode == 19
+    assert "there is no run 'x'" in done.stderr
+
+
+@pytest.mark.root
+@pytest.mark.timeout(120)
+def test_full_disk_ends_clearly_and_the_run_goes_on_with_space(
+    tiny_plan_file: Callable[..., Path], tiny_disk: Callable[[int], Path], tmp_path: Path
+) -> None:
+    plan = tiny_plan_file(tmp_path, rounds={"total": 30, "local_steps": 2})
+    disk = tiny_disk(300)
+    done = boli("train", plan, "--runs", disk)
+    assert done.returncode in (15, 18), done.stdout
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(disk.rglob("*.tmp"))
+    subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
+    again = boli("train", "--resume", "latest", "--runs", disk)
+    assert again.returncode == 0, again.stderr
+
+
+def test_notebook_needs_fewer_than_ten_lines(plan_file: Path, tmp_path: Path) -> None:
+    script = tmp_path / "notebook.py"
+    script.write_text(
+        "import sys, boli\n"
+        "plan = boli.load_plan(sys.argv[1], ['rounds.total=1'])\n"
+        "run = boli.train(plan, runs=sys.argv[2])\n"
+        "report = run.report()\n"
+        "print(report['languages']['bho'])\n"
+        "print(boli.evaluate(run.adapter, [sys.argv[3]])[0].adapted)\n"
+    )
+    text = plan_file.parent / "bho.txt"
+    command = [sys.executable, str(script), str(plan_file), str(tmp_path / "runs"), str(text)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.splitlines()[-1]) > 0

@@ -1,0 +1,238 @@
+"""Bytes of every format version that ever left a machine: old files always load.
+
+Each format has a list of files; today's program writes the last one. Where a
+change is meant, keep the old files, add a name to the list, and write the new
+file with `python tests/golden/test_formats.py`, which never overwrites one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+
+from boli import journal as journal_module
+from boli.codec.codec import DenseCodec, decode_frame, encode_frame
+from boli.durable import read_tensors, write_tensors
+from boli.journal import (
+    Evaluated,
+    Event,
+    Journal,
+    OrderSent,
+    RoundStepped,
+    RunFailed,
+    RunFinished,
+    RunInterrupted,
+    RunResumed,
+    RunStarted,
+    SiteBenched,
+    SiteJoined,
+    SiteLeft,
+    UpdateAccepted,
+    UpdateRejected,
+    read_journal,
+)
+from boli.rounds.checkpoint import from_parts, to_parts
+from boli.rounds.update import Folded, Order, ServerState, SiteProgress
+
+FOLDER = Path(__file__).parent
+FRAMES = {"fp32": ["frame-v1-fp32.bin"], "fp16": ["frame-v1-fp16.bin"]}
+JOURNALS = ["journal-v1.jsonl"]
+CHECKPOINTS = ["checkpoint-v1.safetensors"]
+
+LAYOUT = "0123456789abcdef0123456789abcdef"
+VECTOR = np.array([0.0, 1.0, -1.5, 0.25, 1024.0, -(2.0**-14)], np.float32)
+EVENTS: list[Event] = [
+    RunStarted("first-1", "a1b2c3d4e5f60718", "0.1.0", LAYOUT, 6, {"gaya": "mag"}),
+    SiteJoined("gaya", {"mag": {"train": 90, "tuning": 5, "test": 5}}, 0),
+    OrderSent("first-1-gaya-1", "gaya", 0, 20, 0, 1234),
+    Evaluated("gaya", "mag", "tuning", 0, 812.5, 400),
+    UpdateAccepted(
+        order="first-1-gaya-1",
+        site="gaya",
+        base_version=0,
+        staleness=0,
+        local_steps=20,
+        tokens=20480,
+        weight=1.0,
+        loss=2.75,
+        norm=0.1,
+        scaled=1.0,
+        train_seconds=3.5,
+        evaluate_seconds=0.5,
+        work_seconds=4.25,
+        idle_seconds=0.0,
+        bytes_up=80,
+    ),
+    UpdateRejected("first-1-gaya-2", "gaya", "stale", "4 rounds behind"),
+    RoundStepped(1, 1, 20480, 0.1, 5.5),
+    SiteLeft("gaya", "signal 9"),
+    SiteBenched("gaya", "3 updates in a row were refused"),
+    RunInterrupted(1),
+    RunFailed("cannot write runs/first-1/checkpoints: No space left on device"),
+    RunResumed(1, ["000000002.safetensors"], 7),
+    RunFinished(2, 12.5, "adapter"),
+]
+
+
+def frame(dtype: str) -> bytes:
+    return encode_frame(DenseCodec(dtype), VECTOR, LAYOUT, 4, 7)
+
+
+def write_journal(path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        times = iter(range(1_700_000_000, 1_800_000_000))
+        patch.setattr(journal_module, "time", SimpleNamespace(time=lambda: next(times) + 0.25))
+        journal = Journal(path)
+        for event in EVENTS:
+            journal.append(event)
+        journal.close()
+
+
+def server_state() -> ServerState:
+    order = Order(
+        order="first-1-gaya-3",
+        site="gaya",
+        sequence=3,
+        attempt=1,
+        base_version=2,
+        layout=LAYOUT,
+        rank=4,
+        local_steps=20,
+        at_most=40,
+        position=0.5,
+        position_step=0.0125,
+        evaluate=("tuning",),
+    )
+    return ServerState(
+        run="first-1",
+        layout=LAYOUT,
+        theta=VECTOR,
+        sites={
+            "gaya": SiteProgress(
+                rank=4, sequence=3, outstanding=order, accepted=(1, 2), judged=2, rejections=1
+            ),
+            "patna": SiteProgress(
+                sequence=2, accepted=(2,), finished=True, steps_per_second=2.5, benched="why"
+            ),
+        },
+        version=2,
+        outer={"velocity": VECTOR * 2},
+        outer_round=2,
+        partial_sum=np.arange(-3, 3, dtype=np.int64) << 40,
+        coverage={"": 2**20, "4": 2**19},
+        folded=(Folded(site="patna", sequence=2, staleness=1, norm=0.5),),
+        norms=(0.25, 0.5),
+        tokens=40960,
+        journal_seq=7,
+    )
+
+
+def same(one: ServerState, other: ServerState) -> bool:
+    (arrays, facts), (others, told) = to_parts(one), to_parts(other)
+    return (
+        facts == told
+        and arrays.keys() == others.keys()
+        and all(arrays[n].tobytes() == others[n].tobytes() for n in arrays)
+        and all(arrays[n].dtype == others[n].dtype for n in arrays)
+    )
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safetensors.safe_open(str(path), framework="numpy") as file:
+        return dict(file.metadata())
+
+
+# --- frames
+
+
+@pytest.mark.parametrize("dtype", FRAMES)
+def test_every_frame_ever_sent_can_be_read(dtype: str) -> None:
+    for name in FRAMES[dtype]:
+        found = decode_frame((FOLDER / name).read_bytes(), LAYOUT, VECTOR.size)
+        assert found.vector.tobytes() == VECTOR.tobytes()
+        assert (found.layout, found.rank, found.base_version) == (LAYOUT, 4, 7)
+
+
+@pytest.mark.parametrize("dtype", FRAMES)
+def test_frame_is_written_as_before(dtype: str) -> None:
+    assert frame(dtype).hex() == (FOLDER / FRAMES[dtype][-1]).read_bytes().hex()
+
+
+# --- journals
+
+
+def test_golden_journal_holds_every_kind_of_event() -> None:
+    assert {type(event) for event in EVENTS} == set(Event.registry.values())
+
+
+def test_every_journal_ever_written_can_be_read() -> None:
+    for name in JOURNALS:
+        entries = read_journal(FOLDER / name)
+        assert [entry.event for entry in entries] == EVENTS
+        assert [entry.seq for entry in entries] == list(range(len(EVENTS)))
+        assert entries[0].time == 1_700_000_000.25
+
+
+def test_journal_is_written_as_before(tmp_path: Path) -> None:
+    write_journal(tmp_path / "journal.jsonl")
+    expected = (FOLDER / JOURNALS[-1]).read_text(encoding="utf-8")
+    assert (tmp_path / "journal.jsonl").read_text(encoding="utf-8") == expected
+
+
+def test_old_journal_can_be_gone_on_with(tmp_path: Path) -> None:
+    for name in JOURNALS:
+        path = tmp_path / name
+        path.write_bytes((FOLDER / name).read_bytes())
+        journal = Journal(path)
+        journal.append(RunInterrupted(9))
+        journal.close()
+        assert [entry.event for entry in read_journal(path)] == [*EVENTS, RunInterrupted(9)]
+
+
+# --- checkpoints
+
+
+def test_every_checkpoint_ever_written_can_be_read() -> None:
+    for name in CHECKPOINTS:
+        assert same(from_parts(*read_tensors(FOLDER / name)), server_state())
+
+
+def test_golden_checkpoint_uses_every_field_of_the_state() -> None:
+    plain = ServerState("", "", VECTOR[:0], {})
+    for f in fields(ServerState):
+        value: Any = getattr(server_state(), f.name)
+        assert isinstance(value, np.ndarray) or value != getattr(plain, f.name), f.name
+
+
+def test_checkpoint_is_written_as_before(tmp_path: Path) -> None:
+    # The order of safetensors' metadata is not fixed, so what is compared is all that it says.
+    write_tensors(tmp_path / "checkpoint", *to_parts(server_state()))
+    here, there = tmp_path / "checkpoint", FOLDER / CHECKPOINTS[-1]
+    assert metadata_of(here) == metadata_of(there)  # the facts, and a checksum of everything
+    assert here.stat().st_size == there.stat().st_size
+
+
+def test_altered_golden_file_would_be_noticed(tmp_path: Path) -> None:
+    from boli.errors import CorruptFileError
+
+    data = bytearray((FOLDER / CHECKPOINTS[-1]).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "checkpoint").write_bytes(data)
+    with pytest.raises(CorruptFileError):
+        read_tensors(tmp_path / "checkpoint")
+
+
+if __name__ == "__main__":
+    for kind, names in FRAMES.items():
+        if not (FOLDER / names[-1]).exists():
+            (FOLDER / names[-1]).write_bytes(frame(kind))
+    if not (FOLDER / JOURNALS[-1]).exists():
+        write_journal(FOLDER / JOURNALS[-1])
+    if not (FOLDER / CHECKPOINTS[-1]).exists():
+        write_tensors(FOLDER / CHECKPOINTS[-1], *to_parts(server_state()))

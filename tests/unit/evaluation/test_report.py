@@ -1,0 +1,645 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from boli.durable import locked
+from boli.errors import CorruptFileError, RunError
+from boli.evaluation.page import duration, size
+from boli.evaluation.report import figures, write_report
+from boli.journal import (
+    Evaluated,
+    Event,
+    Journal,
+    OrderSent,
+    RoundStepped,
+    RunFinished,
+    RunInterrupted,
+    RunResumed,
+    RunStarted,
+    SiteBenched,
+    SiteJoined,
+    UpdateAccepted,
+    UpdateRejected,
+    read_journal,
+)
+from boli.model.layout import Layout
+from boli.plan import plan_from_tables
+
+LAYOUT = Layout.of({"a": ((4, 25), "rows")})  # d = 100
+HALF = Layout.of({"a": ((2, 25), "rows")})
+START = 1_700_000_000.0
+
+NOTHING_LOST = 10**9  # a checkpoint that knows every line
+
+
+class Story:
+    """Writes a run's folder as boli.run does, at times of the test's own choosing."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **sites: str) -> None:
+        self.folder = folder
+        self.sites = sites
+        self.clock = START
+        clock = SimpleNamespace(time=lambda: self.clock)
+        monkeypatch.setattr("boli.journal.time", clock)
+        self.journal = Journal(folder / "journal.jsonl")
+
+    def prepare(self, **tables: Any) -> None:
+        plan = plan_from_tables(
+            {
+                "name": "tiny",
+                "model": {"base": {"language": "hin", "path": "base", "text": ["hin.txt"]}},
+                "rounds": {"total": 4, "local_steps": 5},
+                "site": [
+                    {"name": name, "language": language, "text": [f"{name}.txt"]}
+                    for name, language in self.sites.items()
+                ],
+            }
+            | tables
+        )
+        (self.folder / "plan.json").write_text(plan.model_dump_json())
+        layouts = {name: LAYOUT.describe() for name in self.sites}
+        prepared = {"run": self.folder.name, "base": "base", "layout": LAYOUT.describe()}
+        (self.folder / "run.json").write_text(json.dumps({**prepared, "site_layouts": layouts}))
+
+    def at(self, seconds: float, *events: Event) -> None:
+        """Journal events so many seconds after the first."""
+        self.clock = START + seconds
+        for event in events:
+            self.journal.append(event)
+
+    def begin(self) -> None:
+        self.at(0, RunStarted("run", "digest", "9.9", LAYOUT.digest, 100, dict(self.sites)))
+
+    def figures(self) -> dict[str, Any]:
+        return figures(self.folder)
+
+
+@pytest.fixture
+def story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Story]:
+    def begin(plan: dict[str, Any] | None = None, **sites: str) -> Story:
+        told = Story(tmp_path, monkeypatch, **(sites or {"arrah": "bho", "gaya": "mag"}))
+        told.prepare(**(plan or {}))
+        told.begin()
+        return told
+
+    return begin
+
+
+def joined(site: str, language: str, restarts: int = 0) -> SiteJoined:
+    return SiteJoined(site, {language: {"train": 80, "tuning": 10, "test": 10}}, restarts)
+
+
+def ordered(site: str, number: int, version: int, steps: int = 5, down: int = 400) -> OrderSent:
+    return OrderSent(f"run-{site}-{number}", site, version, steps, 0, down)
+
+
+def accepted(site: str, number: int, version: int, **values: Any) -> UpdateAccepted:
+    facts: dict[str, Any] = {
+        "order": f"run-{site}-{number}",
+        "site": site,
+        "base_version": version,
+        "staleness": 0,
+        "local_steps": 5,
+        "tokens": 100,
+        "weight": 1.0,
+        "loss": 6.0,
+        "norm": 1.0,
+        "scaled": 1.0,
+        "train_seconds": 2.0,
+        "evaluate_seconds": 0.0,
+        "work_seconds": 2.0,
+        "idle_seconds": 0.0,
+        "bytes_up": 500,
+    }
+    return UpdateAccepted(**(facts | values))
+
+
+def stepped(version: int, tokens: int, num_updates: int = 2) -> RoundStepped:
+    return RoundStepped(version, num_updates, tokens, 0.5, 1.0)
+
+
+def judged(
+    site: str, language: str, part: str, version: int, per_byte: float, num_bytes: int = 100
+) -> Evaluated:
+    return Evaluated(site, language, part, version, per_byte * num_bytes, num_bytes)
+
+
+def finished_run(told: Story, *, after: float = 1.5, base_after: float = 1.1) -> Story:
+    """Two sites, one round, judged before and after by sites and coordinator."""
+    told.at(0, judged("", "hin", "test", 0, 1.0))
+    for number, (site, language) in enumerate(told.sites.items()):
+        told.at(1 + number / 10, joined(site, language), ordered(site, 1, 0))
+    for site, language in told.sites.items():
+        told.at(
+            4,
+            judged(site, language, "tuning", 0, 2.1),
+            judged(site, language, "test", 0, 2.0),
+            accepted(site, 1, 0),
+        )
+    told.at(4, stepped(1, 100 * len(told.sites), len(told.sites)))
+    for site, language in told.sites.items():
+        told.at(4, ordered(site, 2, 1, steps=0))
+        told.at(
+            5,
+            judged(site, language, "tuning", 1, after + 0.1),
+            judged(site, language, "test", 1, after),
+        )
+    told.at(6, judged("", "hin", "test", 1, base_after), RunFinished(1, 106.0, "adapter"))
+    return told
+
+
+def text_of(page: str) -> str:
+    """Return what a reader sees, on one line."""
+    body = re.sub(r"<style>.*?</style>|<svg.*?</svg>", "", page, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", body).replace("\N{NO-BREAK SPACE}", " ").split())
+
+
+# Languages
+
+
+def test_change_is_that_of_the_test_part(story: Callable[..., Story]) -> None:
+    bho = finished_run(story()).figures()["languages"]["bho"]
+    assert bho["before"] == {"tuning": pytest.approx(2.1), "test": pytest.approx(2.0)}
+    assert bho["after"] == {"tuning": pytest.approx(1.6), "test": pytest.approx(1.5)}
+    assert bho["change_percent"] == pytest.approx(-25)
+    assert (bho["role"], bho["sites"], bho["test_bytes"]) == ("site", ["arrah"], 100)
+
+
+def test_sites_of_one_language_are_weighed_by_bytes(story: Callable[..., Story]) -> None:
+    told = story(arrah="bho", chhapra="bho")
+    told.at(
+        1, judged("arrah", "bho", "test", 0, 1.0, 300), judged("chhapra", "bho", "test", 0, 2.0)
+    )
+    bho = told.figures()["languages"]["bho"]
+    assert bho["before"]["test"] == pytest.approx(1.25)
+    assert bho["test_bytes"] == 400
+
+
+def test_before_and_after_are_of_the_same_sites(story: Callable[..., Story]) -> None:
+    told = story(arrah="bho", chhapra="bho")
+    told.at(1, judged("arrah", "bho", "test", 0, 1.0), judged("chhapra", "bho", "test", 0, 3.0))
+    told.at(2, stepped(1, 200), judged("arrah", "bho", "test", 1, 0.9))
+    bho = told.figures()["languages"]["bho"]
+    assert bho["before"]["test"] == pytest.approx(1.0)
+    assert bho["change_percent"] == pytest.approx(-10)
+
+
+def test_a_site_without_a_judgement_before_does_not_shift_the_change(
+    story: Callable[..., Story],
+) -> None:
+    told = story(arrah="bho", chhapra="bho")
+    told.at(1, judged("arrah", "bho", "test", 0, 1.0), stepped(1, 200))
+    told.at(2, judged("arrah", "bho", "test", 1, 0.9), judged("chhapra", "bho", "test", 1, 5.0))
+    bho = told.figures()["languages"]["bho"]
+    assert bho["after"]["test"] == pytest.approx(0.9)
+    assert bho["test_bytes"] == 100
+
+
+def test_base_language_stays_out_of_the_mean(story: Callable[..., Story]) -> None:
+    found = finished_run(story(), base_after=1.5).figures()
+    assert found["languages"]["hin"]["role"] == "base"
+    assert found["mean"]["before"] == pytest.approx(2.0)
+    assert found["mean"]["after"] == pytest.approx(1.5)
+    assert found["mean"]["languages"] == ["bho", "mag"]
+    assert found["forgetting"]["change_percent"] == pytest.approx(50)
+
+
+def test_base_language_at_a_site_is_not_mixed_with_the_coordinators(
+    story: Callable[..., Story],
+) -> None:
+    found = finished_run(story(delhi="hin"), base_after=1.5).figures()
+    assert found["languages"]["hin"]["role"] == "site"
+    assert found["languages"]["hin"]["after"]["test"] == pytest.approx(1.5)
+    assert found["languages"]["hin"]["before"]["test"] == pytest.approx(2.0)
+    assert found["forgetting"]["before"] == pytest.approx(1.0)
+
+
+def test_mean_takes_only_languages_judged_twice(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(1, judged("arrah", "bho", "test", 0, 2.0), judged("gaya", "mag", "test", 0, 4.0))
+    assert told.figures()["mean"]["before"] == pytest.approx(3.0)
+    assert told.figures()["mean"]["after"] is None
+    told.at(2, stepped(1, 200), judged("arrah", "bho", "test", 1, 1.0))
+    mean = told.figures()["mean"]
+    assert (mean["before"], mean["after"]) == (pytest.approx(2.0), pytest.approx(1.0))
+    assert mean["languages"] == ["bho"]
+
+
+def test_curve_keeps_a_site_that_is_judged_at_other_versions(story: Callable[..., Story]) -> None:
+    told = story(arrah="bho", chhapra="bho")
+    told.at(1, judged("arrah", "bho", "tuning", 0, 1.0), judged("chhapra", "bho", "tuning", 0, 3.0))
+    told.at(2, stepped(1, 70), judged("arrah", "bho", "tuning", 1, 0.8))
+    told.at(3, stepped(2, 90), judged("chhapra", "bho", "tuning", 2, 2.0))
+    assert told.figures()["curve"]["bho"] == [
+        [0, 0, pytest.approx(2.0)],
+        [1, 70, pytest.approx(1.9)],
+        [2, 90, pytest.approx(1.4)],
+    ]
+
+
+# Sites, rounds, bytes
+
+
+def test_figures_of_a_site_add_up(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(1, joined("arrah", "bho"), ordered("arrah", 1, 0, down=0), ordered("arrah", 1, 0))
+    told.at(9, accepted("arrah", 1, 0, train_seconds=4.0, work_seconds=6.0, evaluate_seconds=2.0))
+    told.at(9, ordered("arrah", 2, 0), accepted("arrah", 2, 0, staleness=3, idle_seconds=2.0))
+    arrah = told.figures()["sites"]["arrah"]
+    assert (arrah["updates"], arrah["local_steps"], arrah["tokens"]) == (2, 10, 200)
+    assert arrah["tokens_per_second"] == pytest.approx(200 / 6)
+    assert arrah["idle_percent"] == pytest.approx(20)  # 2 of 2 + 8
+    assert arrah["staleness"] == {"mean": 1.5, "max": 3}
+    assert (arrah["bytes_up"], arrah["bytes_down"]) == (1000, 800)
+    idle = told.figures()["sites"]["gaya"]
+    assert (idle["updates"], idle["idle_percent"], idle["staleness"]["max"]) == (0, None, None)
+
+
+def test_an_order_sent_twice_costs_its_bytes_twice(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(1, ordered("arrah", 1, 0, down=10), ordered("arrah", 1, 0, down=20))
+    assert told.figures()["sites"]["arrah"]["bytes_down"] == 30
+
+
+def test_loss_of_a_round_is_weighed_by_tokens_and_counts_stale_updates(
+    story: Callable[..., Story],
+) -> None:
+    told = story(arrah="bho", chhapra="bho")
+    told.at(1, accepted("arrah", 1, 0), stepped(1, 100, 1))
+    told.at(2, accepted("arrah", 2, 1, loss=4.0, tokens=300))
+    told.at(2, accepted("chhapra", 1, 0, staleness=1, loss=8.0), stepped(2, 500))
+    first, second = told.figures()["rounds"]
+    assert first["loss"] == {"bho": 6.0}
+    assert second["loss"] == {"bho": pytest.approx(5.0)}
+    assert (second["version"], second["tokens"], second["seconds"]) == (2, 500, 2.0)
+
+
+def test_compression_compares_with_what_the_sites_own_rank_would_send(
+    story: Callable[..., Story],
+) -> None:
+    told = story(arrah="bho")
+    told.at(1, ordered("arrah", 1, 0, down=300), accepted("arrah", 1, 0, bytes_up=100))
+    told.at(2, stepped(1, 100, 1))
+    ratio = told.figures()["compression_ratio"]
+    assert ratio["every_local_step"] == pytest.approx(5 * 100 * 4 * 2 / 400)
+    assert ratio["every_round"] == pytest.approx(100 * 4 * 2 / 400)
+    assert told.figures()["bytes"] == {
+        "up": 100,
+        "down": 300,
+        "up_per_round": 100.0,
+        "down_per_round": 300.0,
+    }
+    prepared = json.loads((told.folder / "run.json").read_text())
+    prepared["site_layouts"]["arrah"] = HALF.describe()
+    (told.folder / "run.json").write_text(json.dumps(prepared))
+    assert told.figures()["compression_ratio"]["every_round"] == pytest.approx(1.0)
+    assert told.figures()["num_entries"] == 100
+
+
+def test_refused_updates_are_counted_by_reason(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(1, *[UpdateRejected("", "gaya", "malformed", "not JSON")] * 2)
+    told.at(2, UpdateRejected("run-gaya-1", "gaya", "stale", "11 rounds behind"))
+    told.at(3, SiteBenched("gaya", "3 updates in a row were refused"))
+    gaya = told.figures()["sites"]["gaya"]
+    assert gaya["rejected"] == {"malformed": 2, "stale": 1}
+    assert (gaya["updates"], gaya["bytes_up"]) == (0, 0)
+    assert gaya["benched"] == "3 updates in a row were refused"
+    assert told.figures()["sites"]["arrah"]["rejected"] == {}
+
+
+def test_a_forged_order_does_not_undo_another_sites_update(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(1, accepted("arrah", 1, 0))
+    told.at(2, UpdateRejected("run-arrah-1", "gaya", "forged", "says it is from 'arrah'"))
+    found = told.figures()
+    assert found["sites"]["arrah"]["updates"] == 1
+    assert found["sites"]["gaya"]["rejected"] == {"forged": 1}
+
+
+def test_restarts_of_every_process_count(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(1, joined("arrah", "bho"))
+    told.at(2, joined("arrah", "bho", restarts=1))
+    told.at(3, joined("arrah", "bho", restarts=2))
+    told.at(9, RunResumed(0, [], NOTHING_LOST), joined("arrah", "bho"))
+    told.at(10, joined("arrah", "bho", restarts=1))
+    assert told.figures()["sites"]["arrah"]["restarts"] == 3
+
+
+# Interrupted and resumed
+
+
+def test_facts_told_twice_count_once(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(1, joined("arrah", "bho"))
+    told.at(4, judged("arrah", "bho", "tuning", 0, 2.0), accepted("arrah", 1, 0, loss=5.0))
+    told.at(5, stepped(1, 100))
+    told.at(50, RunResumed(0, [], NOTHING_LOST), joined("arrah", "bho"))
+    told.at(51, judged("arrah", "bho", "tuning", 0, 1.9), accepted("arrah", 1, 0, loss=7.0))
+    told.at(51, stepped(1, 100))
+    found = told.figures()
+    assert (found["tokens"], found["sites"]["arrah"]["bytes_up"]) == (100, 500)
+    assert [step["loss"] for step in found["rounds"]] == [{"bho": 7.0}]
+    assert found["curve"]["bho"] == [[0, 0, pytest.approx(1.9)]]
+
+
+def test_rounds_that_the_checkpoint_forgot_are_not_counted(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(1, accepted("arrah", 1, 0), stepped(1, 100))
+    told.at(2, accepted("arrah", 2, 1), stepped(2, 200), judged("arrah", "bho", "tuning", 2, 1.0))
+    since = len(read_journal(told.folder / "journal.jsonl"))
+    told.at(3, accepted("arrah", 3, 2), RunInterrupted(2))
+    assert told.figures()["tokens"] == 300
+    told.at(4, RunResumed(1, ["000000009.safetensors"], since))
+    found = told.figures()
+    assert found["version"] == 1
+    # The second is in the sum of the round that is open; the checkpoint does not know the third.
+    assert found["tokens"] == 200
+    assert "bho" not in found["curve"]
+    assert found["interruptions"][0]["corrupt"] == ["000000009.safetensors"]
+
+
+def test_time_between_stop_and_resume_is_not_training(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(10, stepped(1, 100), RunInterrupted(1))
+    assert told.figures()["interruptions"] == [
+        {"stopped": 10.0, "resumed": None, "asked": True, "version": 1, "corrupt": []}
+    ]
+    told.at(1000, RunResumed(1, [], NOTHING_LOST))
+    told.at(1004, stepped(2, 200), judged("", "hin", "test", 2, 1.0))
+    told.at(2000, RunResumed(2, [], NOTHING_LOST))  # it was killed: nothing tells of a stop
+    told.at(2001, RunFinished(2, 5.0, "adapter"))
+    found = told.figures()
+    assert found["seconds"] == pytest.approx(15)
+    assert found["preparation_seconds"] == pytest.approx(4)
+    killed = found["interruptions"][1]
+    assert (killed["stopped"], killed["resumed"], killed["asked"]) == (1004.0, 2000.0, False)
+
+
+def test_a_start_that_came_to_nothing_is_not_training(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(500, RunStarted("run", "digest", "9.9", LAYOUT.digest, 100, dict(told.sites)))
+    told.at(504, stepped(1, 100))
+    found = told.figures()
+    assert (found["started"], found["seconds"]) == (START + 500, 4.0)
+
+
+def test_clock_set_back_gives_no_negative_time(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(10, stepped(1, 100))
+    told.at(-500, RunResumed(1, [], NOTHING_LOST), joined("arrah", "bho"))
+    told.at(-490, accepted("arrah", 2, 1))
+    found = told.figures()
+    assert found["seconds"] == pytest.approx(10)
+    assert all(span["end"] > span["start"] >= 0 for span in found["timeline"]["arrah"])
+
+
+def test_status_follows_the_journal_and_the_lock(story: Callable[..., Story]) -> None:
+    told = story()
+    with locked(told.folder, "run"):
+        assert told.figures()["status"] == "running"
+    assert told.figures()["status"] == "interrupted"  # killed: no last word, nobody holds it
+    told.at(1, RunInterrupted(0))
+    assert told.figures()["status"] == "interrupted"
+    told.at(2, RunResumed(0, [], NOTHING_LOST), RunFinished(1, 1.0, "adapter"))
+    assert told.figures()["status"] == "finished"
+
+
+# Timeline
+
+
+def test_work_is_laid_out_backwards_from_its_arrival(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(1, joined("arrah", "bho"), ordered("arrah", 1, 0))
+    told.at(
+        10,
+        accepted(
+            "arrah",
+            1,
+            0,
+            train_seconds=3.0,
+            evaluate_seconds=2.0,
+            work_seconds=5.5,
+            idle_seconds=1.0,
+        ),
+    )
+    assert told.figures()["timeline"]["arrah"] == [
+        {"start": 3.5, "end": 4.5, "kind": "idle", "version": 0},
+        {"start": 4.5, "end": 6.5, "kind": "evaluate", "version": 0},
+        {"start": 7.0, "end": 10.0, "kind": "train", "version": 0},
+    ]
+
+
+def test_spans_never_overlap(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(0, joined("arrah", "bho"))
+    told.at(5, accepted("arrah", 1, 0, train_seconds=4.0, work_seconds=4.0))
+    late = {"train_seconds": 2.0, "work_seconds": 2.0, "idle_seconds": 3.0}
+    told.at(8, accepted("arrah", 2, 0, **late))
+    spans = told.figures()["timeline"]["arrah"]
+    assert [(span["kind"], span["start"], span["end"]) for span in spans] == [
+        ("train", 1.0, 5.0),
+        ("idle", 5.0, 6.0),
+        ("train", 6.0, 8.0),
+    ]
+
+
+def test_last_judging_is_laid_out_between_order_and_answer(story: Callable[..., Story]) -> None:
+    told = finished_run(story())
+    last = told.figures()["timeline"]["arrah"][-1]
+    assert last == {"start": 4.0, "end": 5.0, "kind": "evaluate", "version": 1}
+
+
+def test_wait_before_the_last_judging_is_idle_unless_training_was_given_up(
+    story: Callable[..., Story],
+) -> None:
+    told = story()
+    told.at(0, joined("arrah", "bho"), joined("gaya", "mag"))
+    told.at(3, accepted("arrah", 1, 0), accepted("gaya", 1, 0), ordered("gaya", 2, 0))
+    told.at(7, stepped(1, 200), ordered("arrah", 2, 1, steps=0), ordered("gaya", 3, 1, steps=0))
+    told.at(9, judged("arrah", "bho", "test", 1, 1.0), judged("gaya", "mag", "test", 1, 1.0))
+    lanes = told.figures()["timeline"]
+    assert [span["kind"] for span in lanes["arrah"]] == ["train", "idle", "evaluate"]
+    assert [span["kind"] for span in lanes["gaya"]] == ["train", "evaluate"]
+
+
+def test_an_answer_sent_again_after_a_resume_keeps_its_place(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(0, joined("arrah", "bho"))
+    told.at(5, accepted("arrah", 1, 0))
+    told.at(100, RunResumed(0, [], NOTHING_LOST), joined("arrah", "bho"))
+    told.at(101, accepted("arrah", 1, 0))
+    assert [(s["start"], s["end"]) for s in told.figures()["timeline"]["arrah"]] == [(3.0, 5.0)]
+
+
+def test_an_answer_made_before_the_site_joined_has_no_place(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(0, joined("arrah", "bho"))
+    told.at(100, RunResumed(0, [], NOTHING_LOST), joined("arrah", "bho"))
+    told.at(101, accepted("arrah", 1, 0, train_seconds=40.0, work_seconds=40.0))
+    assert told.figures()["timeline"]["arrah"] == []
+    assert told.figures()["sites"]["arrah"]["train_seconds"] == 40.0
+
+
+# Files
+
+
+def test_a_run_that_has_not_begun_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Story(tmp_path, monkeypatch, arrah="bho")
+    told.prepare()
+    with pytest.raises(CorruptFileError):
+        told.figures()
+    (tmp_path / "journal.jsonl").touch()
+    with pytest.raises(RunError, match="has not begun"):
+        told.figures()
+    told.begin()
+    (tmp_path / "run.json").unlink()  # killed between the first line and this file
+    with pytest.raises(RunError, match="has not begun"):
+        told.figures()
+
+
+def test_a_run_without_a_round_has_a_report(story: Callable[..., Story]) -> None:
+    told = story()
+    found = told.figures()
+    assert (found["version"], found["rounds"], found["curve"]) == (0, [], {})
+    assert found["compression_ratio"] == {"every_local_step": None, "every_round": None}
+    text = text_of(write_report(told.folder).read_text())
+    assert "0 of 4 rounds" in text
+    assert "no gain to tell of yet" in text
+
+
+def test_a_diverged_base_does_not_put_nan_into_the_files(story: Callable[..., Story]) -> None:
+    told = finished_run(story(), base_after=float("nan"))
+    write_report(told.folder)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    text = (told.folder / "report.json").read_text()
+    found = json.loads(text, parse_constant=refuse)
+    assert found["forgetting"]["after"] is None
+    assert found["schema"] == 1
+
+
+def test_report_json_holds_the_figures(story: Callable[..., Story]) -> None:
+    told = finished_run(story())
+    page = write_report(told.folder)
+    assert page == told.folder / "report.html"
+    assert json.loads((told.folder / "report.json").read_text()) == told.figures()
+
+
+# The page
+
+
+@pytest.mark.parametrize(
+    ("after", "base_after", "said"),
+    [
+        (
+            1.5,
+            1.1,
+            [
+                "2.000 bits before and takes 1.500 after",
+                "25.0 % better",
+                "hin, was forgotten by 10.0 %",
+            ],
+        ),
+        (2.5, 0.9, ["25.0 % worse", "Not every language gained", "10.0 % better as well"]),
+        (2.0, 1.0, ["no change", "hin, was not forgotten"]),
+    ],
+)
+def test_summary_is_honest(
+    story: Callable[..., Story], after: float, base_after: float, said: list[str]
+) -> None:
+    told = finished_run(story(), after=after, base_after=base_after)
+    text = text_of(write_report(told.folder).read_text())
+    for sentence in said:
+        assert sentence in text
+
+
+def test_page_needs_nothing_from_elsewhere(story: Callable[..., Story]) -> None:
+    page = write_report(finished_run(story()).folder).read_text()
+    outside = re.findall(r'(?:src|href|action)="([^"]*)"|url\(([^)]*)\)|@import', page)
+    assert all((link or url).startswith("#") for link, url in outside)
+    assert "<script" not in page
+    assert "<text" in page  # letters are text, not outlines
+
+
+def test_page_is_whole_html_with_a_plot_for_each_width(story: Callable[..., Story]) -> None:
+    page = write_report(finished_run(story()).folder).read_text()
+    open_tags: list[str] = []
+    ids: list[str] = []
+
+    class Check(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            ids.extend(str(value) for key, value in attrs if key == "id")
+            if tag not in ("meta", "br"):
+                open_tags.append(tag)
+
+        def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            ids.extend(str(value) for key, value in attrs if key == "id")
+
+        def handle_endtag(self, tag: str) -> None:
+            assert open_tags.pop() == tag
+
+    Check().feed(page)
+    assert open_tags == []
+    assert len(ids) == len(set(ids))
+    assert page.count("<svg") == 6  # the loss of one round is no line
+    assert "#0a1b" not in page  # every color follows the reader's light or dark
+
+
+def test_a_stop_is_marked_and_told(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(0, joined("arrah", "bho"))
+    told.at(60, accepted("arrah", 1, 0), stepped(1, 100), RunInterrupted(1))
+    told.at(60 + 7200, RunResumed(1, [], NOTHING_LOST), joined("arrah", "bho"))
+    told.at(60 + 7300, accepted("arrah", 2, 1), stepped(2, 200), RunInterrupted(2))
+    text = text_of(write_report(told.folder).read_text())
+    assert (
+        "run was stopped 1 min 0 s after its start, and went on from round 1 after 2 h 0 min"
+        in text
+    )
+    assert f"boli train --resume {told.folder.name}" in text
+    assert "2 min 40 s" in text  # of training, without the two hours
+
+
+def test_same_journal_gives_the_same_page(story: Callable[..., Story]) -> None:
+    told = finished_run(story())
+    assert write_report(told.folder).read_bytes() == write_report(told.folder).read_bytes()
+
+
+def test_many_sites_and_a_diverged_one_can_be_drawn(story: Callable[..., Story]) -> None:
+    names = {f"site-{k}": ("bho", "mag", "mai", "awa")[k % 4] for k in range(14)}
+    told = finished_run(story(**names), after=float("nan"))
+    assert write_report(told.folder).read_text().count("site-13") > 2
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (655_911, "656 kB"), (999_700, "1 MB")],
+)
+def test_size_reads_well(num_bytes: int, text: str) -> None:
+    assert size(num_bytes).replace("\N{NO-BREAK SPACE}", " ") == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.97, "10 s"),
+        (59.7, "1 min 0 s"),
+        (3599.9, "1 h 0 min"),
+        (3 * 86400 + 3600, "3 d 1 h"),
+    ],
+)
+def test_duration_reads_well(seconds: float, text: str) -> None:
+    assert duration(seconds).replace("\N{NO-BREAK SPACE}", " ") == text

@@ -1,0 +1,651 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from boli.codec.codec import DenseCodec, encode_frame
+from boli.journal import Evaluated, UpdateAccepted, UpdateRejected
+from boli.model.layout import Vector
+from boli.rounds.buffer import GRID, NORMS_NEEDED, BufferedStrategy, add_to
+from boli.rounds.checkpoint import to_parts
+from boli.rounds.outer import Nesterov
+from boli.rounds.schedule import Schedule
+from boli.rounds.transport import Delivery
+from boli.rounds.update import Judgement, ServerState, Verdict
+
+Fed = Callable[..., Any]
+THREE = {"arrah": None, "gaya": None, "patna": None}
+NESTED = {"arrah": None, "gaya": 2, "patna": 1}
+
+
+def vectors(fed: Any, names: Sequence[str], seed: int = 0) -> dict[str, Vector]:
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=fed.layout.size).astype(np.float32) for name in names}
+
+
+def parts(state: ServerState) -> tuple[dict[str, bytes], dict[str, Any]]:
+    arrays, facts = to_parts(state)
+    return {name: array.tobytes() for name, array in arrays.items()}, deepcopy(facts)
+
+
+def fold_one(strategy: BufferedStrategy, state: ServerState, delivery: Delivery) -> Any:
+    state, (verdict,), events = strategy.fold(state, [delivery])
+    return state, verdict, events
+
+
+# --- the sum
+
+
+@pytest.mark.parametrize("ranks", [THREE, NESTED], ids=["equal ranks", "nested ranks"])
+def test_order_of_arrival_never_changes_the_round(federation: Fed, ranks: dict[str, Any]) -> None:
+    fed = federation(ranks)
+    found = vectors(fed, list(ranks))
+    scales = {"arrah": 1e-6, "gaya": 1.0, "patna": 3e3}
+    results = set()
+    for order in itertools.permutations(ranks):
+        for at_once in (True, False):
+            state = fed.state()
+            strategy = fed.strategy(outer=Nesterov(np.float32(0.7), np.float32(0.9)))
+            deliveries = [
+                fed.delivery(state, name, found[name] * scales[name], tokens=700 + len(name))
+                for name in order
+            ]
+            for batch in [deliveries] if at_once else [[one] for one in deliveries]:
+                state, verdicts, _ = strategy.fold(state, batch)
+                assert all(verdict.accepted for verdict in verdicts)
+            assert strategy.ready(state)
+            state, release, norm = strategy.step(state)
+            results.add((state.theta.tobytes(), release.step.tobytes(), state.norms, norm))
+    assert len(results) == 1
+
+
+def test_all_sites_and_no_staleness_is_federated_averaging(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy()
+    found, tokens = vectors(fed, list(THREE)), {"arrah": 1000, "gaya": 250, "patna": 1999}
+    deliveries = [fed.delivery(state, n, found[n], tokens=tokens[n]) for n in THREE]
+    folded, _, _ = strategy.fold(state, deliveries)
+    after, release, norm = strategy.step(folded)
+    mean = sum(found[n].astype(np.float64) * tokens[n] for n in THREE) / sum(tokens.values())
+    assert np.abs(release.step - mean).max() <= 2**-23 * np.abs(mean).max()
+    assert np.array_equal(after.theta, state.theta - release.step)
+    assert np.array_equal(release.theta, after.theta)
+    assert (after.version, release.version) == (1, 1)
+    assert norm == pytest.approx(np.linalg.norm(mean), rel=1e-6)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_weight_of_an_update_is_its_tokens_to_a_power(federation: Fed, power: float) -> None:
+    fed = federation({"arrah": None, "gaya": None})
+    state, strategy = fed.state(), fed.strategy(token_power=power)
+    one, zero = np.ones(fed.layout.size, np.float32), np.zeros(fed.layout.size, np.float32)
+    state, _, events = strategy.fold(
+        state,
+        [
+            fed.delivery(state, "arrah", one, tokens=400),
+            fed.delivery(state, "gaya", zero, tokens=1600),
+        ],
+    )
+    weights = [event.weight for event in events]
+    assert weights == pytest.approx([0.4**power, 1.6**power], rel=1e-5)
+    _, release, _ = strategy.step(state)
+    assert release.step == pytest.approx(weights[0] / sum(weights), rel=1e-6)
+
+
+def test_each_coordinate_is_divided_by_the_weight_of_the_sites_that_covered_it(
+    federation: Fed,
+) -> None:
+    fed = federation(NESTED)
+    state, strategy = fed.state(), fed.strategy()
+    found, tokens = vectors(fed, list(NESTED)), {"arrah": 500, "gaya": 1000, "patna": 1500}
+    total, weight = np.zeros(fed.layout.size), np.zeros(fed.layout.size)
+    for name, rank in NESTED.items():
+        covered = np.zeros(fed.layout.size)
+        view = fed.layout.view(rank)
+        view.put(covered, np.ones(view.size))
+        total += covered * found[name] * tokens[name]
+        weight += covered * tokens[name]
+    assert len(set(weight)) == 3
+    state, _, _ = strategy.fold(
+        state, [fed.delivery(state, n, found[n], tokens=tokens[n]) for n in NESTED]
+    )
+    _, release, _ = strategy.step(state)
+    assert release.step == pytest.approx(total / weight, rel=1e-6, abs=1e-9)
+
+
+def test_coordinate_that_no_site_covered_does_not_move(federation: Fed) -> None:
+    fed = federation({"gaya": 2, "patna": 1})
+    state, strategy = fed.state(), fed.strategy()
+    ones = np.ones(fed.layout.size, np.float32)
+    folded, _, _ = strategy.fold(state, [fed.delivery(state, n, ones) for n in ("gaya", "patna")])
+    after, _, _ = strategy.step(folded)
+    view = fed.layout.view(2)
+    moved = np.flatnonzero(after.theta != state.theta)
+    assert moved.tolist() == [i for start, stop in view.spans for i in range(start, stop)]
+    assert view.take(after.theta) == pytest.approx(view.take(state.theta) - 1, abs=1e-6)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_update_alone_is_taken_as_it_is(federation: Fed, rank: int | None) -> None:
+    fed = federation({"gaya": rank})
+    state, strategy = fed.state(), fed.strategy()
+    vector = vectors(fed, ["gaya"])["gaya"]
+    folded, _, _ = strategy.fold(state, [fed.delivery(state, "gaya", vector, tokens=321)])
+    _, release, _ = strategy.step(folded)
+    view = fed.layout.view(rank)
+    assert view.take(release.step) == pytest.approx(view.take(vector), rel=1e-6, abs=1e-10)
+
+
+def test_sum_over_many_blocks_is_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("boli.rounds.buffer.BLOCK", 7)
+    vector = np.arange(40, dtype=np.float32) / 8
+    sums = np.ones(64, np.int64)
+    add_to(sums, vector, ((3, 20), (21, 22), (30, 52)), 0.5)
+    expected = np.ones(64)
+    positions = [*range(3, 20), 21, *range(30, 52)]
+    expected[positions] += np.rint(vector * 0.5 * GRID)
+    assert np.array_equal(sums, expected.astype(np.int64))
+
+
+def test_sum_keeps_what_float32_would_lose(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy()
+    ones = np.ones(fed.layout.size, np.float32)
+    size = {"arrah": 1e5, "gaya": -1e5, "patna": 3e-3}
+    state, _, _ = strategy.fold(state, [fed.delivery(state, n, ones * size[n]) for n in THREE])
+    _, release, _ = strategy.step(state)
+    assert release.step == pytest.approx(1e-3, rel=1e-6)
+
+
+# --- staleness
+
+
+def stale_by(fed: Any, rounds: int) -> tuple[ServerState, Delivery]:
+    state = fed.state()
+    delivery = fed.delivery(state, "gaya", np.ones(fed.layout.size, np.float32))
+    return replace(state, version=rounds), delivery
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3, 8])
+def test_stale_update_takes_a_smaller_step(federation: Fed, staleness: int) -> None:
+    fed = federation({"gaya": None})
+    strategy = fed.strategy(max_staleness=10)
+    state, delivery = stale_by(fed, staleness)
+    state, verdict, (event,) = fold_one(strategy, state, delivery)
+    assert verdict.accepted
+    assert event.staleness == staleness
+    assert [entry.staleness for entry in state.folded] == [staleness]
+    _, release, _ = strategy.step(state)
+    assert release.step == pytest.approx((1 + staleness) ** -0.5, rel=1e-6)
+
+
+def test_update_at_the_bound_is_taken_and_one_beyond_it_is_given_back(federation: Fed) -> None:
+    fed = federation({"gaya": None})
+    strategy = fed.strategy(max_staleness=3)
+    state, delivery = stale_by(fed, 3)
+    assert fold_one(strategy, state, delivery)[1].accepted
+    state, delivery = stale_by(fed, 4)
+    after, verdict, (event,) = fold_one(strategy, state, delivery)
+    assert (verdict.accepted, verdict.reason, verdict.keep) == (False, "stale", True)
+    assert isinstance(event, UpdateRejected)
+    assert event.detail == "4 rounds behind"
+    assert after.folded == ()
+    assert after.sites["gaya"].outstanding is None  # so that a new order is issued
+    assert after.sites["gaya"].rejections == 0  # no fault of the site's
+
+
+def test_what_a_late_update_judged_is_kept_and_what_a_wrong_one_judged_is_asked_again(
+    federation: Fed,
+) -> None:
+    fed = federation({"gaya": None})
+    strategy, ones = fed.strategy(max_staleness=3), np.ones(fed.layout.size, np.float32)
+    judged = (Judgement(language="mag", part="tuning", bits=80.0, bytes=40),)
+    state = fed.state().with_site("gaya", judged=0)
+    late = fed.delivery(state, "gaya", ones, judgements=judged)
+    after, _, events = fold_one(strategy, replace(state, version=4), late)
+    assert Evaluated("gaya", "mag", "tuning", 0, 80.0, 40) in events
+    assert after.sites["gaya"].judged == 0
+    wrong = fed.delivery(state, "gaya", ones, judgements=judged, tokens=0)
+    after, _, events = fold_one(strategy, state, wrong)
+    assert [type(event) for event in events] == [UpdateRejected]
+    _, (order,) = schedule().issue(after)
+    assert order.evaluate == ("tuning", "test")
+
+
+# --- once, and only once
+
+
+def test_duplicate_counts_once_and_is_accepted_again(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy()
+    delivery = fed.delivery(state, "gaya", np.ones(fed.layout.size, np.float32))
+    once, _, _ = strategy.fold(state, [delivery])
+    for batches in ([[delivery, delivery]], [[delivery], [delivery], [delivery]]):
+        again = state
+        for batch in batches:
+            again, verdicts, _ = strategy.fold(again, batch)
+            assert all(verdict.accepted for verdict in verdicts)
+        assert parts(again) == parts(once)
+    _, verdict, events = fold_one(strategy, once, delivery)
+    assert verdict.reason == "duplicate"
+    assert events == []
+
+
+def test_duplicate_after_the_round_was_made_still_counts_once(federation: Fed) -> None:
+    fed = federation({"gaya": None})
+    state, strategy = fed.state(), fed.strategy()
+    delivery = fed.delivery(state, "gaya", np.ones(fed.layout.size, np.float32))
+    state, _, _ = strategy.fold(state, [delivery])
+    state, _, _ = strategy.step(state)
+    asked = fed.ask(state)
+    after, verdict, _ = fold_one(strategy, asked, delivery)
+    assert verdict.accepted
+    assert parts(after) == parts(asked)
+
+
+def test_answer_to_another_order_than_the_open_one_is_given_back(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy()
+    ones = np.ones(fed.layout.size, np.float32)
+    for values in ({"sequence": 7}, {"sequence": 0}, {"order": "run-gaya-9"}):
+        after, verdict, _ = fold_one(strategy, state, fed.delivery(state, "gaya", ones, **values))
+        assert (verdict.accepted, verdict.reason, verdict.keep) == (False, "superseded", True)
+        assert after.sites["gaya"].outstanding == state.sites["gaya"].outstanding
+        assert after.folded == ()
+
+
+def test_order_that_was_shrunk_is_still_the_open_one(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy()
+    delivery = fed.delivery(state, "gaya", np.ones(fed.layout.size, np.float32), local_steps=5)
+    state, _ = schedule().shrink(state, "gaya")
+    assert fold_one(strategy, state, delivery)[1].accepted
+
+
+def test_answer_to_an_earlier_attempt_is_taken_at_the_version_it_was_trained_from(
+    federation: Fed,
+) -> None:
+    fed = federation({"gaya": None})
+    state, strategy = fed.state(), fed.strategy(max_staleness=5)
+    delivery = fed.delivery(state, "gaya", np.ones(fed.layout.size, np.float32))
+    state, order = schedule().reopen(replace(state, version=3), "gaya")
+    assert order is not None
+    assert (order.base_version, order.sequence) == (3, 1)
+    state, verdict, (event,) = fold_one(strategy, state, delivery)
+    assert verdict.accepted
+    assert (event.base_version, event.staleness) == (0, 3)
+    _, release, _ = strategy.step(state)
+    assert release.step == pytest.approx(0.5, rel=1e-6)
+
+
+def test_site_is_told_again_what_was_given_back_to_it(federation: Fed) -> None:
+    fed = federation({"gaya": None})
+    strategy = fed.strategy(max_staleness=3)
+    state, delivery = stale_by(fed, 4)
+    state, _, _ = fold_one(strategy, state, delivery)
+    assert state.sites["gaya"].returned == 1
+    _, (order,) = schedule().issue(state)
+    assert (order.sequence, order.returned) == (2, 1)
+
+
+def test_steps_done_before_the_order_was_shrunk_are_taken(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy(max_tokens_per_step=100)
+    ones = np.ones(fed.layout.size, np.float32)
+    delivery = fed.delivery(state, "gaya", ones, local_steps=8, tokens=800)
+    state, order = schedule().shrink(state, "gaya")
+    assert order is not None
+    assert order.local_steps == 5
+    assert fold_one(strategy, state, delivery)[1].accepted
+
+
+def schedule() -> Schedule:
+    return Schedule(total=5, local_steps=10, synchronous=False, speed_aware=False, every_rounds=1)
+
+
+# --- what is refused
+
+
+def test_forged_sender_is_refused_and_held_against_whoever_sent_it(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy()
+    ones = np.ones(fed.layout.size, np.float32)
+    forged = [
+        fed.delivery(state, "gaya", ones, sender="patna"),
+        fed.delivery(state, "gaya", ones, sender="nobody"),
+        fed.delivery(state, "gaya", ones, site="nobody", sender="nobody"),
+        fed.delivery(state, "gaya", ones, site="patna"),
+    ]
+    for delivery in forged:
+        after, verdict, _ = fold_one(strategy, state, delivery)
+        assert (verdict.accepted, verdict.reason, verdict.keep) == (False, "forged", False)
+        assert after.folded == ()
+        for name, site in after.sites.items():
+            if name == delivery.site:
+                assert (site.rejections, site.outstanding) == (1, None)
+            else:
+                assert site == state.sites[name]
+
+
+def frame_of(fed: Any, vector: Vector, rank: int | None = None, version: int = 0) -> bytes:
+    return encode_frame(DenseCodec(), vector, fed.layout.digest, rank, version)
+
+
+def nan_frame(fed: Any) -> bytes:
+    import zlib
+
+    data = bytearray(frame_of(fed, np.ones(fed.layout.size, np.float32)))
+    data[56:60] = np.float32(np.nan).tobytes()
+    data[52:56] = zlib.crc32(data[56:], zlib.crc32(data[:52])).to_bytes(4, "little")
+    return bytes(data)
+
+
+BAD: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
+    "other layout": ("layout", lambda fed: {"layout": "f" * 32}),
+    "other rank": ("layout", lambda fed: {"rank": 2}),
+    "version to come": ("version", lambda fed: {"base_version": 1}),
+    "no steps where some were asked": (
+        "malformed",
+        lambda fed: {"local_steps": 0, "tokens": 0, "payload": b""},
+    ),
+    "too many tokens": ("tokens", lambda fed: {"tokens": 2001}),
+    "no tokens": ("tokens", lambda fed: {"tokens": 0}),
+    "torn payload": (
+        "malformed",
+        lambda fed: {"payload": frame_of(fed, np.ones(fed.layout.size, np.float32))[:-1]},
+    ),
+    "empty payload": ("malformed", lambda fed: {"payload": b""}),
+    "too few entries": (
+        "malformed",
+        lambda fed: {"payload": frame_of(fed, np.ones(fed.layout.size - 1, np.float32))},
+    ),
+    "too many entries": (
+        "malformed",
+        lambda fed: {"payload": frame_of(fed, np.ones(fed.layout.size + 1, np.float32))},
+    ),
+    "NaN": ("malformed", lambda fed: {"payload": nan_frame(fed)}),
+    "payload of another rank": (
+        "malformed",
+        lambda fed: {"payload": frame_of(fed, np.ones(fed.layout.size, np.float32), rank=2)},
+    ),
+    "payload of another version": (
+        "malformed",
+        lambda fed: {"payload": frame_of(fed, np.ones(fed.layout.size, np.float32), version=3)},
+    ),
+    "oversized entry": (
+        "too large",
+        lambda fed: {"payload": frame_of(fed, np.full(fed.layout.size, 3e38, np.float32))},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_update_is_refused_counted_and_leaves_the_sum_alone(federation: Fed, case: str) -> None:
+    fed = federation(THREE)
+    strategy, ones = fed.strategy(), np.ones(fed.layout.size, np.float32)
+    start = fed.state()
+    first = fed.delivery(start, "arrah", ones)
+    state, _, _ = strategy.fold(start, [first])
+    reason, make = BAD[case]
+    delivery = fed.delivery(state, "gaya", ones, **make(fed))
+    after, verdict, (event,) = fold_one(strategy, state, delivery)
+    assert (verdict.accepted, verdict.reason, verdict.keep) == (False, reason, False)
+    assert isinstance(event, UpdateRejected)
+    assert (event.site, event.reason) == ("gaya", reason)
+    assert after.sites["gaya"].rejections == 1
+    assert after.sites["gaya"].outstanding is None
+    arrays, facts = parts(after)
+    expected, told = parts(state)
+    assert arrays == expected
+    assert facts | {"sites": None} == told | {"sites": None}
+    assert after.sites["arrah"] == state.sites["arrah"]
+
+
+def test_bad_update_among_good_ones_does_not_spoil_them(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy()
+    ones = np.ones(fed.layout.size, np.float32)
+    good = [fed.delivery(state, name, ones) for name in ("arrah", "patna")]
+    bad = fed.delivery(state, "gaya", ones, payload=nan_frame(fed))
+    with_bad, verdicts, _ = strategy.fold(state, [good[0], bad, good[1]])
+    assert [verdict.accepted for verdict in verdicts] == [True, False, True]
+    without, _, _ = strategy.fold(state, good)
+    assert parts(with_bad)[0] == parts(without)[0]
+    assert with_bad.coverage == without.coverage
+    assert with_bad.folded == without.folded
+
+
+def test_accepted_update_ends_the_row_of_rejections(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy()
+    ones = np.ones(fed.layout.size, np.float32)
+    for expected in (1, 2):
+        state, _, _ = strategy.fold(state, [fed.delivery(state, "gaya", ones, tokens=0)])
+        assert state.sites["gaya"].rejections == expected
+        state = fed.ask(state)
+    state, _, _ = strategy.fold(state, [fed.delivery(state, "gaya", ones)])
+    assert state.sites["gaya"].rejections == 0
+
+
+@pytest.mark.parametrize("buffer_size", [1, 2, 3, 12])
+@pytest.mark.parametrize("power", [12, *range(17, 25), 40, 126])
+def test_entries_are_refused_before_they_overflow_the_sum(
+    federation: Fed, buffer_size: int, power: int
+) -> None:
+    fed = federation(THREE)
+    strategy = fed.strategy(buffer_size=buffer_size, max_staleness=5)
+    state, accepted = fed.state(), 0
+    entry = np.full(fed.layout.size, 1.999 * 2.0**power, np.float32)
+    for _ in range(-(-(buffer_size - 1) // 3)):  # the buffer is full but for one
+        state, verdicts, _ = strategy.fold(state, [fed.delivery(state, n, entry) for n in THREE])
+        accepted += sum(verdict.accepted for verdict in verdicts)
+        state = fed.ask(state)
+    state, verdicts, _ = strategy.fold(state, [fed.delivery(state, n, entry) for n in THREE])
+    accepted += sum(verdict.accepted for verdict in verdicts)
+    if power < 17:
+        assert accepted >= buffer_size
+    if power > 23:
+        assert accepted == 0
+    if accepted:
+        _, release, _ = strategy.step(state)
+        assert release.step == pytest.approx(entry, rel=1e-6)
+
+
+# --- bounds on norms
+
+
+def known_norms(fed: Any, number: int, norm: float = 2.0) -> ServerState:
+    state: ServerState = fed.state(norms=tuple([norm] * number))
+    return state
+
+
+def test_norm_above_its_bound_is_scaled_down_to_it(federation: Fed) -> None:
+    fed = federation({"gaya": None})
+    strategy = fed.strategy(norm_multiple=10.0)
+    direction = np.ones(fed.layout.size, np.float32) / np.float32(np.sqrt(fed.layout.size))
+    for size, expected in ((19.0, 19.0), (100.0, 20.0), (5000.0, 20.0)):
+        state = known_norms(fed, NORMS_NEEDED)
+        state, _, (event,) = fold_one(
+            strategy, state, fed.delivery(state, "gaya", direction * np.float32(size))
+        )
+        assert event.norm == pytest.approx(size, rel=1e-5)
+        assert event.scaled == pytest.approx(min(1, expected / size), rel=1e-5)
+        _, release, norm = strategy.step(state)
+        assert norm == pytest.approx(expected, rel=1e-5)
+        assert release.step == pytest.approx(direction * expected, rel=1e-5)
+
+
+def test_norms_are_not_judged_before_there_are_enough_of_them(federation: Fed) -> None:
+    fed = federation({"gaya": None})
+    state = known_norms(fed, NORMS_NEEDED - 1)
+    huge = np.full(fed.layout.size, 1000, np.float32)
+    _, _, (event,) = fold_one(fed.strategy(), state, fed.delivery(state, "gaya", huge))
+    assert event.scaled == 1
+
+
+def test_bound_comes_from_whole_rounds_and_so_not_from_the_order_of_arrival(
+    federation: Fed,
+) -> None:
+    fed = federation(THREE)
+    state = known_norms(fed, NORMS_NEEDED)
+    sizes = {"arrah": 0.001, "gaya": 50.0, "patna": 400.0}
+    ones = np.ones(fed.layout.size, np.float32)
+    results = set()
+    for order in itertools.permutations(THREE):
+        after = state
+        strategy = fed.strategy()
+        for name in order:
+            after, _, _ = strategy.fold(after, [fed.delivery(after, name, ones * sizes[name])])
+        after, _, _ = strategy.step(after)
+        results.add((after.theta.tobytes(), after.norms))
+    assert len(results) == 1
+
+
+def test_last_norms_are_remembered_and_older_ones_forgotten(federation: Fed) -> None:
+    fed = federation({"gaya": None})
+    state, strategy = fed.state(), fed.strategy()
+    for size in range(1, 71):
+        vector = np.zeros(fed.layout.size, np.float32)
+        vector[0] = size
+        state, _, _ = strategy.fold(state, [fed.delivery(state, "gaya", vector)])
+        state, _, _ = strategy.step(state)
+        state = fed.ask(state)
+    assert state.norms == tuple(float(size) for size in range(7, 71))
+
+
+# --- state
+
+
+@pytest.mark.parametrize("ranks", [THREE, NESTED], ids=["equal ranks", "nested ranks"])
+def test_fold_and_step_leave_the_state_they_were_given_untouched(
+    federation: Fed, ranks: dict[str, Any]
+) -> None:
+    fed = federation(ranks)
+    strategy = fed.strategy(outer=Nesterov(np.float32(0.7), np.float32(0.9)))
+    state = fed.state()
+    for seed in range(3):
+        for name, vector in vectors(fed, list(ranks), seed).items():
+            before = parts(state)
+            after, _, _ = strategy.fold(state, [fed.delivery(state, name, vector)])
+            assert parts(state) == before
+            state = after
+        before = parts(state)
+        after, _, _ = strategy.step(state)
+        assert parts(state) == before
+        state = fed.ask(after)
+    assert state.version == 3
+
+
+def test_folding_nothing_returns_the_same_state(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy()
+    state, _, _ = strategy.fold(
+        state, [fed.delivery(state, "gaya", np.ones(fed.layout.size, np.float32))]
+    )
+    assert strategy.fold(state, [])[0] is state
+
+
+def test_step_empties_the_buffer(federation: Fed) -> None:
+    fed = federation(NESTED)
+    state, strategy = fed.state(), fed.strategy()
+    state, _, _ = strategy.fold(
+        state, [fed.delivery(state, n, v) for n, v in vectors(fed, list(NESTED)).items()]
+    )
+    assert len(state.folded) == 3
+    assert state.coverage == {"": 2**20, "2": 2**20, "1": 2**20}
+    state, _, _ = strategy.step(state)
+    assert (state.partial_sum, state.coverage, state.folded) == (None, {}, ())
+    assert (state.version, state.outer_round, state.tokens) == (1, 1, 3000)
+    assert not strategy.ready(state)
+
+
+def test_round_is_ready_when_the_buffer_is_full(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy(buffer_size=2)
+    assert not strategy.ready(state)
+    for name, ready in (("arrah", False), ("gaya", True)):
+        vector = np.ones(fed.layout.size, np.float32)
+        state, _, _ = strategy.fold(state, [fed.delivery(state, name, vector)])
+        assert strategy.ready(state) is ready
+
+
+def test_benched_site_is_not_waited_for(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy()
+    state = state.with_site("patna", benched="why", outstanding=None)
+    ones = np.ones(fed.layout.size, np.float32)
+    state, _, _ = strategy.fold(state, [fed.delivery(state, "arrah", ones)])
+    assert not strategy.ready(state)
+    state, _, _ = strategy.fold(state, [fed.delivery(state, "gaya", ones)])
+    assert strategy.ready(state)
+
+
+def test_update_of_a_benched_site_is_not_folded_in(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy()
+    delivery = fed.delivery(state, "gaya", np.ones(fed.layout.size, np.float32))
+    state = state.with_site("gaya", benched="why", outstanding=None)
+    after, verdict, _ = fold_one(strategy, state, delivery)
+    assert not verdict.accepted
+    assert after.folded == ()
+
+
+# --- what is told
+
+
+def test_accepted_update_is_journaled_with_its_figures(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy()
+    judged = Judgement(language="mag", part="tuning", bits=80.0, bytes=40)
+    vector = np.zeros(fed.layout.size, np.float32)
+    vector[:2] = 3, -4
+    delivery = fed.delivery(
+        state,
+        "gaya",
+        vector,
+        local_steps=8,
+        tokens=500,
+        loss=2.5,
+        train_seconds=4.0,
+        judgements=(judged,),
+    )
+    after, verdict, events = fold_one(strategy, state, delivery)
+    assert verdict == Verdict(order="run-gaya-1", site="gaya", sequence=1, accepted=True)
+    evaluated, accepted = events
+    assert evaluated == Evaluated("gaya", "mag", "tuning", 0, 80.0, 40)
+    assert isinstance(accepted, UpdateAccepted)
+    assert (accepted.norm, accepted.weight, accepted.scaled, accepted.loss) == (5, 0.5, 1, 2.5)
+    assert accepted.bytes_up == delivery.update.num_bytes > len(delivery.update.payload)
+    assert after.sites["gaya"].steps_per_second == 2.0
+    assert after.sites["gaya"].accepted == (1,)
+    assert after.sites["gaya"].outstanding is None
+    assert after.tokens == 500
+
+
+def test_judgement_without_training_finishes_the_site_and_moves_nothing(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy()
+    order = state.sites["gaya"].outstanding.model_copy(update={"local_steps": 0})
+    state = state.with_site("gaya", outstanding=order)
+    vector = np.zeros(fed.layout.size, np.float32)
+    judged = Judgement(language="mag", part="test", bits=80.0, bytes=40)
+    values: dict[str, Any] = {"tokens": 0, "payload": b"", "judgements": (judged,)}
+    after, verdict, events = fold_one(
+        strategy, state, fed.delivery(state, "gaya", vector, **values)
+    )
+    assert verdict.accepted
+    assert [type(event) for event in events] == [Evaluated]
+    assert after.sites["gaya"].finished
+    assert after.folded == ()
+    _, verdict, _ = fold_one(
+        strategy,
+        state,
+        fed.delivery(state, "gaya", vector, **values | {"payload": b"x"}),
+    )
+    assert verdict.reason == "malformed"
