@@ -269,7 +269,7 @@ SMALL_LAYOUT = Layout.of(
 class Federation:
     """A coordinator's state and strategy without engine or sites, for tests of `rounds`.
 
-    `ranks` are the sites; every one has an open order of 10 local steps from version 0.
+    `ranks` are the sites; every one has an open order: judge version 0, then 10 local steps.
     """
 
     ranks: Mapping[str, int | None]
@@ -295,6 +295,7 @@ class Federation:
                     rank=site.rank,
                     local_steps=10,
                     at_most=10,
+                    evaluate=("tuning", "test"),
                 )
                 state = state.with_site(name, outstanding=order, sequence=order.sequence)
         return state

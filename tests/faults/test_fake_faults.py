@@ -438,12 +438,6 @@ def test_judgement_of_the_first_version_is_a_fact_also_when_the_update_is_stale(
     assert {(site, 0) for site in SITES} <= judged(play)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="its first answer is superseded by the last order, which is not `first`, so that the "
-    "report's `before` does not know the site: ask for both where nothing of it was ever folded in",
-)
 def test_site_that_answers_only_after_the_end_has_judged_the_first_version_too(
     tmp_path: Path,
 ) -> None:

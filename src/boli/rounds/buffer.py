@@ -159,7 +159,7 @@ class BufferedStrategy:
     ) -> tuple[ServerState, list[Event]]:
         """Add one update to the sums, in place, and note it."""
         header, name = delivery.update.header, delivery.site
-        facts = _judgements(state, delivery)
+        state, facts = _take_judgements(state, delivery)
         if sums is not None and header.local_steps:
             staleness = state.version - header.base_version
             norm = float(np.sqrt(np.sum(np.square(vector, dtype=np.float64))))
@@ -279,6 +279,7 @@ def _verdict(delivery: Delivery, why: Rejection | None) -> Verdict:
 
 def _after_acceptance(state: ServerState, name: str, header: UpdateHeader) -> ServerState:
     site = state.sites[name]
+    judged_last = not (header.local_steps or (site.outstanding and site.outstanding.first))
     speed = header.local_steps / header.train_seconds if header.train_seconds > 0 else 0.0
     return state.with_site(
         name,
@@ -286,7 +287,7 @@ def _after_acceptance(state: ServerState, name: str, header: UpdateHeader) -> Se
         accepted=(*site.accepted, header.sequence)[-REMEMBERED:],
         rejections=0,
         steps_per_second=speed or site.steps_per_second,
-        finished=site.finished or not header.local_steps,
+        finished=site.finished or judged_last,
     )
 
 
@@ -302,7 +303,9 @@ def _refuse(
         return state, facts
     site = state.sites[delivery.site]
     if why.reason == "stale":
-        facts += _judgements(state, delivery)  # what was judged is true, however late
+        # What was judged is true, however late.
+        state, told = _take_judgements(state, delivery)
+        facts += told
     returned = max(site.returned, header.sequence) if why.keep else site.returned
     if why.reason == "superseded":
         return state.with_site(delivery.site, returned=returned), facts
@@ -311,20 +314,21 @@ def _refuse(
         outstanding=None,
         returned=returned,
         rejections=site.rejections + (0 if why.keep else 1),
-        # What a wrong update judged is not believed either: ask again.
-        judged=site.judged if why.keep else -1,
         refused=site.refused if why.keep else (*site.refused, header.sequence)[-REMEMBERED:],
     )
     return state, facts
 
 
-def _judgements(state: ServerState, delivery: Delivery) -> list[Event]:
-    header = delivery.update.header
-    order = state.sites[delivery.site].outstanding
-    version = 0 if order is not None and order.first else header.base_version
-    return [
+def _take_judgements(state: ServerState, delivery: Delivery) -> tuple[ServerState, list[Event]]:
+    """Note what an answer judged; of a wrong one nothing is believed, and it is asked again."""
+    header, name = delivery.update.header, delivery.site
+    order = state.sites[name].outstanding
+    if order is None or not order.evaluate:
+        return state, []
+    version = 0 if order.first else header.base_version
+    events: list[Event] = [
         Evaluated(
-            site=delivery.site,
+            site=name,
             language=judgement.language,
             part=judgement.part,
             version=version,
@@ -333,6 +337,7 @@ def _judgements(state: ServerState, delivery: Delivery) -> list[Event]:
         )
         for judgement in header.judgements
     ]
+    return state.with_site(name, judged=version, judged_sequence=header.sequence), events
 
 
 def _acceptance(

@@ -41,13 +41,7 @@ class Schedule:
             if wanted:
                 order = self._order(state, name, site)
                 orders.append(order)
-                state = state.with_site(
-                    name,
-                    outstanding=order,
-                    sequence=order.sequence,
-                    judged=state.version if order.evaluate else site.judged,
-                    judged_sequence=order.sequence if order.evaluate else site.judged_sequence,
-                )
+                state = state.with_site(name, outstanding=order, sequence=order.sequence)
         return state, orders
 
     def shrink(self, state: ServerState, name: str) -> tuple[ServerState, Order | None]:
@@ -95,7 +89,7 @@ class Schedule:
             position=min(1.0, state.version / self.total),
             position_step=1.0 / (self.total * max(1, steps)),
             evaluate=self._parts(state, site),
-            first=site.judged < 0 and state.version < self.total,
+            first=site.judged < 0,
             returned=site.returned,
         )
 

@@ -140,8 +140,8 @@ class SiteProgress(Message):
     accepted: tuple[int, ...] = ()  # the last few sequences folded in or recorded
     refused: tuple[int, ...] = ()  # the last few that were unsound
     returned: int = 0  # the last sequence that was refused but sound
-    judged: int = -1  # last version that it was asked to judge
-    judged_sequence: int = 0  # of the order that asked
+    judged: int = -1  # last version that it has judged
+    judged_sequence: int = 0  # of the answer that told it
     finished: bool = False  # has judged the last version
     steps_per_second: float = 0.0  # last measured
     rejections: int = 0  # in a row

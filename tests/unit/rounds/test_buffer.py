@@ -206,7 +206,7 @@ def test_what_a_late_update_judged_is_kept_and_what_a_wrong_one_judged_is_asked_
     fed = federation({"gaya": None})
     strategy, ones = fed.strategy(max_staleness=3), np.ones(fed.layout.size, np.float32)
     judged = (Judgement(language="mag", part="tuning", bits=80.0, bytes=40),)
-    state = fed.state().with_site("gaya", judged=0)
+    state = fed.state()
     late = fed.delivery(state, "gaya", ones, judgements=judged)
     after, _, events = fold_one(strategy, replace(state, version=4), late)
     assert Evaluated("gaya", "mag", "tuning", 0, 80.0, 40) in events
@@ -214,8 +214,24 @@ def test_what_a_late_update_judged_is_kept_and_what_a_wrong_one_judged_is_asked_
     wrong = fed.delivery(state, "gaya", ones, judgements=judged, tokens=0)
     after, _, events = fold_one(strategy, state, wrong)
     assert [type(event) for event in events] == [UpdateRejected]
+    assert after.sites["gaya"].judged == -1
     _, (order,) = schedule().issue(after)
     assert order.evaluate == ("tuning", "test")
+    assert order.first
+
+
+def test_judgement_that_nobody_asked_for_is_not_taken(federation: Fed) -> None:
+    fed = federation({"gaya": None})
+    state, ones = fed.state(), np.ones(fed.layout.size, np.float32)
+    order = state.sites["gaya"].outstanding.model_copy(update={"evaluate": ()})
+    state = state.with_site("gaya", outstanding=order)
+    judged = (Judgement(language="mag", part="tuning", bits=80.0, bytes=40),)
+    after, verdict, events = fold_one(
+        fed.strategy(), state, fed.delivery(state, "gaya", ones, judgements=judged)
+    )
+    assert verdict.accepted
+    assert [type(event) for event in events] == [UpdateAccepted]
+    assert after.sites["gaya"].judged == -1
 
 
 # --- once, and only once

@@ -137,12 +137,28 @@ def test_tuning_part_is_judged_every_few_rounds_and_the_test_part_at_both_ends(
     fed = federation({"gaya": None})
     state, judged = fresh(fed), []
     for version in range(11):
-        state = replace(state.with_site("gaya", outstanding=None), version=version)
-        state, (order,) = schedule().issue(state)
+        state, (order,) = schedule().issue(replace(state, version=version))
         judged.append(order.evaluate)
+        told = {"judged": version, "judged_sequence": order.sequence} if order.evaluate else {}
+        state = state.with_site("gaya", outstanding=None, **told)
     tuning = ("tuning",)
     assert judged[0] == judged[10] == ("tuning", "test")
     assert judged[1:10] == [(), (), tuning, (), (), tuning, (), (), tuning]
+
+
+def test_site_that_has_judged_nothing_by_the_end_judges_the_first_version_before_the_last(
+    federation: Fed,
+) -> None:
+    fed = federation({"gaya": None})
+    state, (training,) = schedule().issue(fresh(fed))
+    assert training.first
+    state = replace(state, version=10)
+    state, (first,) = schedule().issue(state)
+    assert (first.first, first.local_steps) == (True, 0)
+    assert schedule().issue(state)[1] == []
+    state = state.with_site("gaya", outstanding=None, judged=0)
+    state, (last,) = schedule().issue(state)
+    assert (last.first, last.base_version, last.local_steps) == (False, 10, 0)
 
 
 # --- speed
