@@ -279,3 +279,38 @@ def test_notebook_needs_fewer_than_ten_lines(plan_file: Path, tmp_path: Path) ->
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.splitlines()[-1]) > 0
+
+
+OTHER_SETTINGS = {
+    "core": """
+        model.adapter.kind=core site.gaya.rank=2 codec.dtype=fp16
+        rounds.outer.name=adam rounds.outer.learning_rate=0.05""",
+    "full": """
+        model.adapter.kind=full rounds.mode=asynchronous rounds.buffer_size=1
+        rounds.outer.name=delayed_nesterov rounds.outer.learning_rate=0.5""",
+    "frozen_a": """
+        model.adapter.kind=frozen_a rounds.mode=asynchronous rounds.speed_aware=true
+        rounds.deadline_seconds=0.5 site.gaya.slowdown=2""",
+    "bf16": """
+        model.local_steps.precision=bf16 rounds.outer.name=nesterov rounds.total=4""",
+}
+
+
+@pytest.mark.parametrize("settings", OTHER_SETTINGS.values(), ids=OTHER_SETTINGS)
+def test_other_settings_train_too_and_their_adapter_is_what_was_judged(
+    plan_file: Path, tmp_path: Path, settings: str
+) -> None:
+    sets = [word for setting in settings.split() for word in ("--set", setting)]
+    done = boli("train", plan_file, "--runs", tmp_path, *sets)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = (path.parent for path in tmp_path.glob("*/plan.json"))
+    report = json.loads((run / "report.json").read_text())
+    assert report["status"] == "finished"
+    assert report["mean"]["after"] < report["mean"]["before"]
+    plan = load_plan(plan_file)
+    test = read_split(plan, plan.site[0].text, "bho")["bho"].test[: plan.evaluation.max_lines]
+    (tmp_path / "held.txt").write_text("\n".join(test) + "\n", encoding="utf-8")
+    judged = boli("evaluate", run / "adapter", "--text", tmp_path / "held.txt")
+    assert judged.returncode == 0, judged.stderr
+    row = next(line.split() for line in judged.stdout.splitlines() if "held.txt" in line)
+    assert float(row[3]) == pytest.approx(report["languages"]["bho"]["after"]["test"], abs=0.02)
