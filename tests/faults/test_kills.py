@@ -1,7 +1,8 @@
 """Real processes killed with SIGKILL: a resumed synchronous run ends with the same bits.
 
 Each case runs the command line as a user does, and kills the coordinator or
-a site after a seeded number of journal lines and a seeded moment more. A killed
+a site after a seeded number of journal lines and a seeded moment more, or after
+a seeded time that also falls into starting, preparing and resuming. A killed
 site is started again by its coordinator; a killed coordinator is resumed.
 """
 
@@ -25,6 +26,7 @@ from boli.rounds.checkpoint import CheckpointStore
 
 ROUNDS = 40
 PATIENCE_SECONDS = 120.0
+STARTING_SECONDS = 8.0  # about what a command takes until its first round
 
 
 @dataclass
@@ -47,6 +49,9 @@ class Trial:
             while self._process.poll() is None:  # type: ignore[union-attr]
                 if len(self.done) >= self.kills:
                     self._process.wait(PATIENCE_SECONDS)  # type: ignore[union-attr]
+                elif draw.random() < 0.25:
+                    time.sleep(draw.random() * STARTING_SECONDS)
+                    self._kill(draw)
                 elif self._wait_for_lines(draw.randint(1, 12)):
                     time.sleep(draw.random() * 0.15)
                     self._kill(draw)
@@ -86,6 +91,8 @@ class Trial:
 
     def _kill(self, draw: random.Random) -> None:
         assert self._process is not None
+        if self._process.poll() is not None:
+            return
         nodes = children(self._process.pid)
         victims = [("coordinator", self._process.pid), *nodes.items()]
         name, pid = draw.choice(victims)
