@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import boli
-from boli.plan import Plan, plan_from_tables
+from boli.plan import Plan
+from boli.plan_file import plan_from_tables
 
 HERE = Path(__file__).parent
 # Best mean of the tuning part among batches of 2, 4 and 8 sequences and rates of 2e-3 to 1e-2.

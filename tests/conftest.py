@@ -17,7 +17,8 @@ from hypothesis import settings
 
 from boli.codec.codec import DenseCodec, encode_frame
 from boli.model.layout import Layout, Vector
-from boli.plan import Plan, load_plan
+from boli.plan import Plan
+from boli.plan_file import load_plan
 from boli.rounds.buffer import BufferedStrategy
 from boli.rounds.outer import Sgd
 from boli.rounds.transport import Delivery

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from boli.errors import BoliError
-    from boli.plan import Plan, load_plan
+    from boli.plan import Plan
+    from boli.plan_file import load_plan
     from boli.run import Run, check, evaluate, list_runs, open_run, train
 
 __version__ = "0.1.0"
@@ -30,7 +31,7 @@ __all__ = [
 _HOMES = {
     "BoliError": "boli.errors",
     "Plan": "boli.plan",
-    "load_plan": "boli.plan",
+    "load_plan": "boli.plan_file",
     "Run": "boli.run",
     "check": "boli.run",
     "evaluate": "boli.run",

@@ -39,7 +39,8 @@ from boli.journal import (
     RunStarted,
 )
 from boli.model.layout import Layout
-from boli.plan import Plan, available_cores, plan_from_tables
+from boli.plan import Plan, available_cores
+from boli.plan_file import plan_from_tables
 from boli.rounds.checkpoint import CheckpointStore
 from boli.rounds.loop import Rounds
 from boli.rounds.transport import Joined, Measurement, Transport

@@ -12,7 +12,7 @@ from typer.main import get_command
 
 import boli
 from boli.cli.main import app
-from boli.plan import load_plan
+from boli.plan_file import load_plan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ import pytest
 
 from boli.corpus.sources import read_split
 from boli.journal import RunInterrupted, read_journal
-from boli.plan import load_plan
+from boli.plan_file import load_plan
 
 
 def boli(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from boli.errors import PlanError
-from boli.plan import Plan, load_plan, plan_from_tables
+from boli.plan import Plan
+from boli.plan_file import load_plan, plan_from_tables
 
 PLANS = sorted((Path(__file__).parents[2] / "plans").glob("*.toml"))
 PlanFile = Callable[..., Path]

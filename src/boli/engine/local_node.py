@@ -19,7 +19,7 @@ def serve(run_folder: Path, site_name: str, link: LocalLink, restarts: int) -> N
     import torch
 
     from boli.codec.codec import DenseCodec
-    from boli.plan import plan_from_tables
+    from boli.plan_file import plan_from_tables
     from boli.site.node import Node
     from boli.site.work import open_work
 

@@ -18,7 +18,8 @@ from boli.corpus.sources import (
     share_of,
 )
 from boli.errors import CorpusError
-from boli.plan import HeldOutPlan, Plan, TextSource, load_plan, plan_from_tables
+from boli.plan import HeldOutPlan, Plan, TextSource
+from boli.plan_file import load_plan, plan_from_tables
 
 Lines = Callable[[str, int], list[str]]
 KINDS = ("txt", "tsv", "jsonl", "parquet")

@@ -31,7 +31,7 @@ from boli.journal import (
     read_journal,
 )
 from boli.model.layout import Layout
-from boli.plan import plan_from_tables
+from boli.plan_file import plan_from_tables
 
 LAYOUT = Layout.of({"a": ((4, 25), "rows")})  # d = 100
 HALF = Layout.of({"a": ((2, 25), "rows")})
