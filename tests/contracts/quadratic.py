@@ -405,7 +405,7 @@ def write_job(job: Job, folder: Path) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Serve as one site's node until told to stop."""
-    from boli.engine.local import LocalLink
+    from boli.engine.local_node import LocalLink
 
     folder, site = Path(arguments[0]), arguments[1]
     job = Job(**json.loads((folder / "job.json").read_text()))

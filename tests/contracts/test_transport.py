@@ -36,7 +36,8 @@ from boli.codec.codec import decode_frame
 from boli.durable import Generations
 from boli.engine.fake import FakeTransport, Script
 from boli.engine.lies import LIES
-from boli.engine.local import LocalTransport, pack_message
+from boli.engine.local import LocalTransport
+from boli.engine.wire import pack_message
 from boli.journal import Event, Journal, SiteBenched, UpdateAccepted, UpdateRejected, read_journal
 from boli.model.layout import Vector
 from boli.rounds.transport import Delivery, Joined, Left, Malformed, Transport

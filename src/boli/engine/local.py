@@ -8,11 +8,9 @@ its own durable state; a node whose coordinator dies ends at once.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import queue
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -21,26 +19,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
+from boli.engine.wire import FIGURES, Failing, Joining, Line, pack_message, unpack_message
 from boli.errors import TransportError
 from boli.rounds.transport import (
     Arrival,
     Delivery,
     Failed,
-    Instruction,
     Joined,
     Left,
     Malformed,
     Measurement,
-    Stop,
     Version,
     VersionLog,
 )
 from boli.rounds.update import (
-    Message,
     Order,
     Release,
     Spans,
@@ -53,57 +49,6 @@ RESTARTS_BORNE = 5  # of one site without an update in between
 UNREAD_BORNE = 8  # messages to a node that it has not read yet
 HEADERS_BYTES = 4 << 20  # more than any header needs; a payload comes on top
 STOP_SECONDS = 10.0
-_LENGTH = struct.Struct("<I")
-if TYPE_CHECKING:
-    Line = Connection[Any, Any]
-else:
-    Line = Connection
-
-
-def pack_message(kind: str, body: Mapping[str, Any], payload: bytes = b"") -> bytes:
-    """Return one message: header length, JSON header, payload."""
-    header = json.dumps({"kind": kind, **body}).encode()
-    return _LENGTH.pack(len(header)) + header + payload
-
-
-def unpack_message(data: bytes) -> tuple[str, dict[str, Any], bytes]:
-    """Return kind, header and payload.
-
-    Raises:
-        TransportError: it is not a message.
-    """
-    try:
-        (length,) = _LENGTH.unpack_from(data)
-        body = json.loads(data[_LENGTH.size : _LENGTH.size + length])
-        kind = body.pop("kind")
-        if not isinstance(kind, str):
-            raise TransportError(f"kind is {type(kind).__name__}")
-        return kind, body, data[_LENGTH.size + length :]
-    except (
-        struct.error,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        RecursionError,
-        MemoryError,
-    ) as error:
-        raise TransportError(f"not a message: {error}") from error
-
-
-class _Joining(Message):
-    layout: list[tuple[str, list[int], str]]
-    num_lines: dict[str, dict[str, int]]
-    held_version: int = Field(ge=-1)
-    held_digest: int
-
-
-class _Failed(Message):
-    problem: str
-    hint: str
-
-
-_FIGURES = TypeAdapter(dict[str, float])
 
 
 class NodeCommand(Protocol):
@@ -237,11 +182,11 @@ class LocalTransport:
                     seat.failures = 0
                     return Delivery(seat.site, Update(UpdateHeader.model_validate(body), payload))
                 case "measure":
-                    return Measurement(seat.site, _FIGURES.validate_python(body))
+                    return Measurement(seat.site, FIGURES.validate_python(body))
                 case "join":
-                    return self._joined(seat, _Joining.model_validate(body))
+                    return self._joined(seat, Joining.model_validate(body))
                 case "failed":
-                    failed = _Failed.model_validate(body)
+                    failed = Failing.model_validate(body)
                     seat.failed = True
                     return Failed(seat.site, failed.problem, failed.hint)
                 case _:
@@ -249,7 +194,7 @@ class LocalTransport:
         except (TransportError, ValidationError) as error:
             return Malformed(seat.site, str(error).splitlines()[0][:200])
 
-    def _joined(self, seat: _Seat, found: _Joining) -> Joined:
+    def _joined(self, seat: _Seat, found: Joining) -> Joined:
         assert self._versions is not None
         joined = Joined(
             seat.site,
@@ -324,60 +269,6 @@ def _receive_all(
             incoming.put((seat, line, None))
             return
         incoming.put((seat, line, data))
-
-
-class LocalLink:
-    """A node's side: a thread reads all the time, so that the coordinator never waits."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._line: Line = Connection(descriptor)
-        self._arrived: queue.SimpleQueue[Instruction] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name="from coordinator", daemon=True).start()
-
-    def _read(self) -> None:
-        while True:
-            try:
-                data = self._line.recv_bytes()
-            except (EOFError, OSError):
-                # The coordinator is gone. Nothing unfinished counts, so nothing is saved.
-                os._exit(0)
-            kind, body, payload = unpack_message(data)
-            match kind:
-                case "order":
-                    self._arrived.put(Order.model_validate(body))
-                case "verdict":
-                    self._arrived.put(Verdict.model_validate(body))
-                case "delta" | "snapshot":
-                    self._arrived.put(Version(body["version"], kind == "snapshot", payload))
-                case "stop":
-                    self._arrived.put(Stop())
-
-    def join(self, joined: Joined) -> None:
-        body = {
-            "layout": joined.layout,
-            "num_lines": joined.num_lines,
-            "held_version": joined.held_version,
-            "held_digest": joined.held_digest,
-        }
-        self._line.send_bytes(pack_message("join", body))
-
-    def receive(self, timeout_seconds: float | None) -> Instruction | None:
-        try:
-            if timeout_seconds == 0:
-                return self._arrived.get_nowait()
-            return self._arrived.get(timeout=timeout_seconds)
-        except queue.Empty:
-            return None
-
-    def send_update(self, header: UpdateHeader, payload: bytes) -> None:
-        self._line.send_bytes(pack_message("update", header.model_dump(mode="json"), payload))
-
-    def measure(self, values: Mapping[str, float]) -> None:
-        self._line.send_bytes(pack_message("measure", dict(values)))
-
-    def fail(self, problem: str, hint: str) -> None:
-        """Say why this node cannot go on."""
-        self._line.send_bytes(pack_message("failed", {"problem": problem, "hint": hint}))
 
 
 def node_command(run_folder: Path) -> NodeCommand:

@@ -1,17 +1,80 @@
-"""The process of one site under the local engine: python -m boli.engine.local_node."""
+"""The process of one site under the local engine: python -m boli.engine.local_node.
+
+`LocalLink` is its end of the line to the coordinator.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
+import threading
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from boli.durable import Generations, locked
-from boli.engine.local import LocalLink
+from boli.engine.wire import Line, pack_message, unpack_message
 from boli.errors import BoliError
+from boli.rounds.transport import Instruction, Joined, Stop, Version
+from boli.rounds.update import Order, UpdateHeader, Verdict
 
 LOCK_SECONDS = 5.0  # a node of the process before may need a moment to end
+
+
+class LocalLink:
+    """A node's side: a thread reads all the time, so that the coordinator never waits."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._line: Line = Connection(descriptor)
+        self._arrived: queue.SimpleQueue[Instruction] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="from coordinator", daemon=True).start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = self._line.recv_bytes()
+            except (EOFError, OSError):
+                # The coordinator is gone. Nothing unfinished counts, so nothing is saved.
+                os._exit(0)
+            kind, body, payload = unpack_message(data)
+            match kind:
+                case "order":
+                    self._arrived.put(Order.model_validate(body))
+                case "verdict":
+                    self._arrived.put(Verdict.model_validate(body))
+                case "delta" | "snapshot":
+                    self._arrived.put(Version(body["version"], kind == "snapshot", payload))
+                case "stop":
+                    self._arrived.put(Stop())
+
+    def join(self, joined: Joined) -> None:
+        body = {
+            "layout": joined.layout,
+            "num_lines": joined.num_lines,
+            "held_version": joined.held_version,
+            "held_digest": joined.held_digest,
+        }
+        self._line.send_bytes(pack_message("join", body))
+
+    def receive(self, timeout_seconds: float | None) -> Instruction | None:
+        try:
+            if timeout_seconds == 0:
+                return self._arrived.get_nowait()
+            return self._arrived.get(timeout=timeout_seconds)
+        except queue.Empty:
+            return None
+
+    def send_update(self, header: UpdateHeader, payload: bytes) -> None:
+        self._line.send_bytes(pack_message("update", header.model_dump(mode="json"), payload))
+
+    def measure(self, values: Mapping[str, float]) -> None:
+        self._line.send_bytes(pack_message("measure", dict(values)))
+
+    def fail(self, problem: str, hint: str) -> None:
+        """Say why this node cannot go on."""
+        self._line.send_bytes(pack_message("failed", {"problem": problem, "hint": hint}))
 
 
 def serve(run_folder: Path, site_name: str, link: LocalLink, restarts: int) -> None:

@@ -1,0 +1,74 @@
+"""What a local node and its coordinator say to each other: a JSON header, then a payload.
+
+The header's length stands in front of it, so that any bytes may follow. Both ends
+import this module, and neither imports the other.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, TypeAdapter
+
+from boli.errors import TransportError
+from boli.rounds.update import Message
+
+_LENGTH = struct.Struct("<I")
+if TYPE_CHECKING:
+    Line = Connection[Any, Any]
+else:
+    Line = Connection
+
+
+def pack_message(kind: str, body: Mapping[str, Any], payload: bytes = b"") -> bytes:
+    """Return one message: header length, JSON header, payload."""
+    header = json.dumps({"kind": kind, **body}).encode()
+    return _LENGTH.pack(len(header)) + header + payload
+
+
+def unpack_message(data: bytes) -> tuple[str, dict[str, Any], bytes]:
+    """Return kind, header and payload.
+
+    Raises:
+        TransportError: it is not a message.
+    """
+    try:
+        (length,) = _LENGTH.unpack_from(data)
+        body = json.loads(data[_LENGTH.size : _LENGTH.size + length])
+        kind = body.pop("kind")
+        if not isinstance(kind, str):
+            raise TransportError(f"kind is {type(kind).__name__}")
+        return kind, body, data[_LENGTH.size + length :]
+    except (
+        struct.error,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+        MemoryError,
+    ) as error:
+        raise TransportError(f"not a message: {error}") from error
+
+
+class Joining(Message):
+    """A node is there: what it holds."""
+
+    layout: list[tuple[str, list[int], str]]
+    num_lines: dict[str, dict[str, int]]
+    held_version: int = Field(ge=-1)
+    held_digest: int
+
+
+class Failing(Message):
+    """A node cannot go on."""
+
+    problem: str
+    hint: str
+
+
+FIGURES = TypeAdapter(dict[str, float])  # of a measurement
