@@ -20,15 +20,11 @@ import pytest
 from quadratic import Job, Ledger, Tap, counted_once, synchronous_reference, unaccounted
 
 from boli.durable import Generations
-from boli.engine.fake import (
-    CoordinatorKilled,
-    FakeTransport,
-    MemoryStore,
-    Script,
-    ScriptedCheckpoints,
-    run_through_kills,
-)
+from boli.engine.fake import CoordinatorKilled, FakeTransport
+from boli.engine.fake_coordinator import ScriptedCheckpoints, run_through_kills
+from boli.engine.fake_node import MemoryStore
 from boli.engine.lies import LIES
+from boli.engine.script import Script
 from boli.errors import StorageError, TransportError
 from boli.journal import Journal
 from boli.rounds.buffer import BufferedStrategy, Rejection

@@ -34,9 +34,10 @@ from quadratic import (
 
 from boli.codec.codec import decode_frame
 from boli.durable import Generations
-from boli.engine.fake import FakeTransport, Script
+from boli.engine.fake import FakeTransport
 from boli.engine.lies import LIES
 from boli.engine.local import LocalTransport
+from boli.engine.script import Script
 from boli.engine.wire import pack_message
 from boli.journal import Event, Journal, SiteBenched, UpdateAccepted, UpdateRejected, read_journal
 from boli.model.layout import Vector

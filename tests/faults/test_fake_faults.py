@@ -28,13 +28,10 @@ from quadratic import (
 )
 
 from boli.durable import Generations
-from boli.engine.fake import (
-    FakeTransport,
-    Script,
-    ScriptedCheckpoints,
-    run_through_kills,
-)
+from boli.engine.fake import FakeTransport
+from boli.engine.fake_coordinator import ScriptedCheckpoints, run_through_kills
 from boli.engine.lies import Lie, lie_in_header
+from boli.engine.script import Script
 from boli.evaluation.told import Lane, Told
 from boli.journal import (
     Evaluated,
