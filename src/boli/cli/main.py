@@ -73,7 +73,7 @@ def train(
 
 
 def _train(plan: boli.Plan | None, resume: str | None, runs: Path) -> None:
-    from boli.cli.progress import show_result
+    from boli.cli.tables import show_result
 
     try:
         run = _watched_run(plan, resume, runs)
@@ -119,7 +119,7 @@ def _first_plan() -> Path:
 )
 def check(plan: Annotated[Path, typer.Argument()], overrides: Overrides = None) -> None:
     """Validate a plan, read its text, and print sizes, bytes a round, memory and time."""
-    from boli.cli.progress import show_forecast
+    from boli.cli.tables import show_forecast
 
     loaded = boli.load_plan(plan, overrides or ())
     show_forecast(loaded, boli.check(loaded))
@@ -138,7 +138,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Print bits per byte of text files under an adapter and under its base alone."""
-    from boli.cli.progress import show_scores
+    from boli.cli.tables import show_scores
 
     files = [*(text or ()), *(more or ())]  # the shell makes several of --text *.txt
     if not files:
@@ -155,7 +155,7 @@ def report(
     runs: RunsFolder = Path("runs"),
 ) -> None:
     """Write report.html and report.json of a run from its journal, and print its figures."""
-    from boli.cli.progress import show_result
+    from boli.cli.tables import show_result
 
     found = boli.open_run(run, runs)
     found.write_report()
@@ -165,7 +165,7 @@ def report(
 @app.command("runs", epilog="Example: boli runs", short_help="List the runs that there are.")
 def list_runs(runs: RunsFolder = Path("runs")) -> None:
     """List runs, newest first, with their state."""
-    from boli.cli.progress import show_runs
+    from boli.cli.tables import show_runs
 
     show_runs(boli.list_runs(runs), runs)
 

@@ -1,12 +1,10 @@
-"""What the terminal shows: a run as it goes, and tables of figures."""
+"""What the terminal shows of a run as it goes."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from boli.evaluation.units import bits, duration, size
+from boli.evaluation.units import size
 from boli.journal import (
     Evaluated,
     Event,
@@ -31,10 +29,9 @@ from boli.journal import (
 )
 
 if TYPE_CHECKING:
-    from boli.evaluation.forecast import Forecast
     from boli.plan import Plan
     from boli.rounds.transport import Measurement
-    from boli.run import Run, Score, Stage
+    from boli.run import Stage
 
 SIDE = (0, 1)
 
@@ -203,164 +200,3 @@ def watched(plan: Plan) -> Iterator[Watch]:
             yield watch
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def show_result(run: Run) -> None:
-    """Print a run's figures and where its files are."""
-    console = Console()
-    figures = run.report()
-    console.print()
-    console.print("bits per byte of held-out text (smaller is better)", style="italic")
-    console.print(_languages(figures))
-    console.print("\nsites", style="italic")
-    console.print(_sites(figures))
-    console.print(f"\n{_verdict(figures)}")
-    console.print(f"\nreport   {run.folder / 'report.html'}", soft_wrap=True)
-    if run.finished:
-        console.print(f"adapter  {run.adapter}", soft_wrap=True)
-
-
-def _languages(figures: dict[str, Any]) -> Table:
-    table = Table(box=None)
-    table.add_column("language")
-    for name in ("before", "after", "change"):
-        table.add_column(name, justify="right")
-    for code, language in figures["languages"].items():
-        if language["role"] == "site":
-            table.add_row(code, *_judged(language["before"]["test"], language["after"]["test"]))
-    mean, base = figures["mean"], figures["forgetting"]
-    table.add_row("mean of sites", *_judged(mean["before"], mean["after"]), style="bold")
-    if base is not None:
-        judged = _judged(base["before"], base["after"])
-        table.add_row(f"{base['language']} (the base's own)", *judged, style="dim")
-    return table
-
-
-def _judged(before: float | None, after: float | None) -> tuple[str, str, str]:
-    return bits(before), bits(after), _change(before, after)
-
-
-def _change(before: float | None, after: float | None) -> str:
-    if before is None or after is None:
-        return "–"
-    return f"{(after / before - 1) * 100:+.1f} %"
-
-
-def _sites(figures: dict[str, Any]) -> Table:
-    table = Table(box=None)
-    table.add_column("site")
-    for name in ("updates", "tokens", "tokens/s", "up", "down", "working", "idle"):
-        table.add_column(name, justify="right")
-    for name, site in figures["sites"].items():
-        working = site["train_seconds"] + site["evaluate_seconds"]
-        table.add_row(
-            name,
-            str(site["updates"]),
-            f"{site['tokens']:,}",
-            f"{site['tokens_per_second'] or 0:,.0f}",
-            size(site["bytes_up"]),
-            size(site["bytes_down"]),
-            duration(working),
-            f"{site['idle_percent'] or 0:.0f} %",
-        )
-    return table
-
-
-def _verdict(figures: dict[str, Any]) -> str:
-    mean = figures["mean"]
-    seconds = duration(figures["seconds"])
-    if mean["before"] is None or mean["after"] is None:
-        return f"{figures['version']} rounds in {seconds}; not judged yet"
-    change = (mean["after"] / mean["before"] - 1) * 100
-    word = "better" if change < 0 else "worse"
-    return (
-        f"{figures['version']} rounds in {seconds}: the adapter is {abs(change):.1f} % {word} "
-        "at the sites' languages than the base was"
-    )
-
-
-def show_forecast(plan: Plan, found: Forecast) -> None:
-    """Print what a plan will do."""
-    console = Console()
-    held = "cached" if found.base_cached else "to be built"
-    console.print(f"plan {plan.name} is valid")
-    console.print(f"base      {found.base_parameters / 1e6:.2f} M parameters, {held}")
-    console.print(
-        f"adapter   {plan.model.adapter.kind}, {found.num_entries:,} entries in "
-        f"{found.num_segments} segments"
-    )
-    console.print(
-        f"rounds    {found.rounds}, {plan.rounds.mode}, {plan.rounds.local_steps} local steps, "
-        f"{found.tokens:,} tokens in all"
-    )
-    table = Table(box=None)
-    for name in ("site", "language", "train", "tuning", "test", "entries", "up a round"):
-        table.add_column(name, justify="left" if name in ("site", "language") else "right")
-    table.add_column("down a round", justify="right")
-    table.add_column("memory", justify="right")
-    for site in found.sites:
-        for language, lines in site.languages.items():
-            table.add_row(
-                site.name,
-                language,
-                *(f"{lines[part]:,}" for part in ("train", "tuning", "test")),
-                f"{site.num_entries:,}",
-                size(site.bytes_up),
-                size(site.bytes_down),
-                size(site.memory_bytes),
-            )
-    console.print(table)
-    console.print(f"traffic   {size(found.run_bytes)} for the whole run, all sites")
-    console.print(
-        f"time      about {duration(found.pretrain_seconds)} to pre-train the base, "
-        f"{duration(found.train_seconds)} to train, on this machine"
-        if found.pretrain_seconds
-        else f"time      about {duration(found.train_seconds)} to train, on this machine"
-    )
-    for note in found.notes:
-        console.print(f"note      {note}")
-
-
-def show_scores(scores: Sequence[Score]) -> None:
-    """Print bits per byte of text files."""
-    console = Console()
-    console.print("bits per byte (smaller is better)", style="italic")
-    table = Table(box=None)
-    table.add_column("text")
-    for name in ("lines", "base", "adapter", "change"):
-        table.add_column(name, justify="right")
-    for score in scores:
-        table.add_row(
-            str(score.path),
-            f"{score.num_lines:,}",
-            *_judged(score.base, score.adapted),
-        )
-    console.print(table)
-
-
-def show_runs(runs: Sequence[Run], folder: Path) -> None:
-    """Print the runs of a folder."""
-    if not runs:
-        print(f"no runs in {folder.resolve()}; boli demo makes one")
-        return
-    table = Table(box=None)
-    for name in ("run", "state", "rounds", "started", "change"):
-        table.add_column(name)
-    for run in runs:
-        table.add_row(run.id, *_run_line(run))
-    Console().print(table)
-
-
-def _run_line(run: Run) -> tuple[str, str, str, str]:
-    from boli.errors import BoliError
-
-    started = time.strftime(
-        "%Y-%m-%d %H:%M", time.localtime((run.folder / "plan.json").stat().st_mtime)
-    )
-    try:
-        figures = run.report()
-    except BoliError:
-        return "not begun", "0", started, "–"
-    mean = figures["mean"]
-    change = _change(mean["before"], mean["after"])
-    return figures["status"], str(figures["version"]), started, change
