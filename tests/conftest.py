@@ -151,7 +151,7 @@ def tiny_plan(tiny_plan_file: Callable[..., Path]) -> Callable[..., Plan]:
 @pytest.fixture(scope="session")
 def micro_base(tiny_plan: Callable[..., Plan], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the tiny plan's micro-LLM, built the way a run builds it."""
-    from boli.run import prepare_base
+    from boli.preparation import prepare_base
 
     return Path(prepare_base(tiny_plan(tmp_path_factory.mktemp("micro-plan"))))
 

@@ -14,57 +14,48 @@ A run's folder:
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boli
-from boli.corpus.sources import Split, read_split, share_of
 from boli.durable import locked, storage_error, sync_tree, write_file
 from boli.errors import BoliError, RunError, SiteError, StorageError
 from boli.journal import (
-    Evaluated,
-    Event,
     Journal,
     RunFailed,
     RunFinished,
     RunInterrupted,
     RunResumed,
-    RunStarted,
 )
 from boli.model.layout import Layout
-from boli.plan import Plan, available_cores
+from boli.plan import Plan
 from boli.plan_file import plan_from_tables
+from boli.preparation import (
+    Observer,
+    Prepared,
+    Stage,
+    check_text,
+    first_state,
+    ignore,
+    judge_base,
+    note_base,
+    open_base,
+    prepare,
+    read_json,
+)
 from boli.rounds.checkpoint import CheckpointStore
 from boli.rounds.loop import Rounds
-from boli.rounds.transport import Joined, Measurement, Transport
-from boli.rounds.update import ServerState, SiteProgress
+from boli.rounds.transport import Joined, Transport
+from boli.rounds.update import ServerState
 
 if TYPE_CHECKING:
     from boli.evaluation.forecast import Forecast
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A step of preparation, for whoever watches."""
-
-    name: str
-    done: int = 0
-    total: int = 0
-    loss: float | None = None
-
-
-Observer = Callable[[Event | Measurement | Stage], None]
-
-
-def _ignore(_: object) -> None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -86,7 +77,7 @@ class Run:
     @property
     def plan(self) -> Plan:
         """The plan that the run follows."""
-        return plan_from_tables(_read_json(self.folder / "plan.json"))
+        return plan_from_tables(read_json(self.folder / "plan.json"))
 
     @property
     def finished(self) -> bool:
@@ -110,17 +101,6 @@ class Run:
         from boli.evaluation.report import write_report
 
         return write_report(self.folder)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunError(
-            f"cannot read {path}: {error.strerror}", "boli runs lists the runs that there are"
-        ) from None
-    except ValueError as error:
-        raise RunError(f"{path} is not JSON: {error}", "start a new run") from None
 
 
 def list_runs(folder: str | Path = "runs") -> list[Run]:
@@ -148,24 +128,12 @@ def open_run(name: str, folder: str | Path = "runs") -> Run:
     )
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What run.json holds: made once, the same at every resume."""
-
-    run: str
-    base: str  # folder or hub id
-    layout: list[Any]  # description at full rank
-    site_layouts: dict[str, list[Any]]
-    threads: int  # of a node: another number would give other bits
-    base_before: dict[str, float] = field(default_factory=dict)  # bits, bytes
-
-
 def train(
     plan: Plan | None = None,
     *,
     resume: str | None = None,
     runs: str | Path = "runs",
-    observe: Observer = _ignore,
+    observe: Observer = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Run:
     """Carry out a plan, or go on with a run that was stopped; returns the run.
@@ -214,18 +182,6 @@ def _new_folder(runs: Path, name: str) -> Path:
     raise RunError(f"too many runs called {name}-{stamp}", "wait a second")
 
 
-def check_text(plan: Plan) -> dict[str, dict[str, Split]]:
-    """Read every site's text once, so that what is wrong shows before anything is built.
-
-    Raises:
-        CorpusError: a text is missing, empty, not UTF-8, or leaves nothing held out.
-    """
-    splits = {site.name: read_split(plan, site.text, site.language) for site in plan.site}
-    if plan.model.base.text:
-        splits[""] = read_split(plan, plan.model.base.text, plan.model.base.language)
-    return splits
-
-
 def _carry_out(run: Run, observe: Observer, should_stop: Callable[[], bool]) -> Run:
     journal = Journal(run.folder / "journal.jsonl", [observe])
     with contextlib.closing(journal):
@@ -253,10 +209,10 @@ def _to_the_end(
     checkpoints = CheckpointStore(run.folder / "checkpoints")
     found = checkpoints.load()
     begun = (run.folder / "run.json").exists()
-    prepared, first = _prepare(run, plan, journal, observe)
+    prepared, first = prepare(run.folder, plan, journal, observe, boli.__version__)
     corrupt: list[Path] = []
     if found is None:
-        state = first or _first_state(run, plan, prepared, observe)
+        state = first or first_state(run.id, plan, prepared, observe)
     else:
         state, corrupt = found
         state = state.welcome_back()
@@ -271,103 +227,10 @@ def _to_the_end(
         journal.append(RunInterrupted(state.version))
         return
     observe(Stage("exporting the adapter"))
-    base = _load_base(plan, prepared.base, observe)
+    base = open_base(plan, prepared.base, observe)
     _finish(run, plan, prepared, state, journal, base)
     journal.append(RunFinished(state.version, time.monotonic() - started, "adapter"))
     journal.sync()
-
-
-def prepare_base(plan: Plan, observe: Observer = _ignore) -> str:
-    """Return the folder or hub id of the plan's base, building a micro-LLM if it has to."""
-    base = plan.model.base
-    if base.path is not None:
-        return base.path
-    from boli.model.base import build_micro
-
-    assert base.micro is not None
-    text = read_split(plan, base.text, base.language)[base.language]
-
-    def progress(step: int, of: int, loss: float) -> None:
-        observe(Stage("pre-training the base", step, of, loss))
-
-    return str(build_micro(base.micro, text.train, progress).resolve())
-
-
-def _load_base(plan: Plan, origin: str, observe: Observer) -> Any:
-    from boli.model.base import best_device, load_base
-
-    observe(Stage("loading the base"))
-    model = plan.model
-    return load_base(origin, model.base, model.local_steps, model.adapter.kind, best_device())
-
-
-def _prepare(
-    run: Run, plan: Plan, journal: Journal, observe: Observer
-) -> tuple[Prepared, ServerState | None]:
-    """Lay out the adapter and note how good the base is; once for every run.
-
-    The state is version 0 where this call laid it out, and None otherwise. The base is
-    let go again: the nodes need the memory.
-    """
-    from boli.model.adapter import adapter_layout
-    from boli.model.base import check_length
-
-    path = run.folder / "run.json"
-    if path.exists():
-        return Prepared(**_read_json(path)), None
-    origin = prepare_base(plan, observe)
-    base = _load_base(plan, origin, observe)
-    check_length(base, plan.model.local_steps)
-    adapter = plan.model.adapter
-    layout = adapter_layout(base.model, adapter)
-    by_site = {
-        site.name: adapter_layout(base.model, adapter, site.rank).describe() for site in plan.site
-    }
-    observe(Stage("judging the base"))
-    judged = _judge_base(plan, base)
-    threads = plan.threads_per_site(available_cores())
-    prepared = Prepared(run.id, origin, layout.describe(), by_site, threads, judged)
-    languages = {site.name: site.language for site in plan.site}
-    journal.append(
-        RunStarted(run.id, plan.digest, boli.__version__, layout.digest, layout.size, languages)
-    )
-    _note_base(plan, journal, 0, judged)
-    journal.sync()
-    write_file(path, json.dumps(vars(prepared)).encode())
-    return prepared, _version_0(run, plan, layout, base)
-
-
-def _first_state(run: Run, plan: Plan, prepared: Prepared, observe: Observer) -> ServerState:
-    """Return version 0 of a run that was stopped before its first checkpoint."""
-    base = _load_base(plan, prepared.base, observe)
-    return _version_0(run, plan, Layout.from_description(prepared.layout), base)
-
-
-def _version_0(run: Run, plan: Plan, layout: Layout, base: Any) -> ServerState:
-    from boli.model.adapter import initial_vector
-
-    theta = initial_vector(base.model, plan.model.adapter)
-    sites = {site.name: SiteProgress(rank=site.rank) for site in plan.site}
-    return ServerState(run=run.id, layout=layout.digest, theta=theta, sites=sites)
-
-
-def _judge_base(plan: Plan, base: Any) -> dict[str, float]:
-    """Return bits and bytes of the base language's own test part; empty where it has no text."""
-    from boli.evaluation.metrics import bits_per_byte
-
-    section = plan.model.base
-    if not section.text:
-        return {}
-    lines = read_split(plan, section.text, section.language)[section.language].test
-    lines = sorted(lines, key=share_of)[: plan.evaluation.max_lines]
-    found = bits_per_byte(base.model, base.tokenizer, lines, base.max_length)
-    return {"bits": found.bits, "bytes": found.bytes}
-
-
-def _note_base(plan: Plan, journal: Journal, version: int, found: dict[str, float]) -> None:
-    if found:
-        language = plan.model.base.language
-        journal.append(Evaluated("", language, "test", version, found["bits"], int(found["bytes"])))
 
 
 @contextlib.contextmanager
@@ -456,7 +319,7 @@ def _finish(
         raise storage_error(run.adapter, error) from error
     if prepared.base_before:
         attach(base.model, plan.model.adapter).load(state.theta)
-        _note_base(plan, journal, state.version, _judge_base(plan, base))
+        note_base(plan, journal, state.version, judge_base(plan, base))
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,8 @@ class Job:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Rounds:
         """Return the loop as a run builds it; over the fake, its clock is the simulated one."""
-        from boli.run import Prepared, _rounds
+        from boli.preparation import Prepared
+        from boli.run import _rounds
 
         layouts = {name: layout_of(rank).describe() for name, rank in self.ranks.items()}
         prepared = Prepared("run", "none", LAYOUT.describe(), layouts, threads=1)

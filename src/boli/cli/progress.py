@@ -30,8 +30,8 @@ from boli.journal import (
 
 if TYPE_CHECKING:
     from boli.plan import Plan
+    from boli.preparation import Stage
     from boli.rounds.transport import Measurement
-    from boli.run import Stage
 
 SIDE = (0, 1)
 

@@ -1,0 +1,171 @@
+"""What happens once, before the first round: text read, base built and judged, version 0 laid out.
+
+What was prepared is kept in run.json, so that every resume goes on with the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from boli.corpus.sources import Split, read_split, share_of
+from boli.durable import write_file
+from boli.errors import RunError
+from boli.journal import Evaluated, Event, Journal, RunStarted
+from boli.model.layout import Layout
+from boli.plan import Plan, available_cores
+from boli.rounds.transport import Measurement
+from boli.rounds.update import ServerState, SiteProgress
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of preparation, for whoever watches."""
+
+    name: str
+    done: int = 0
+    total: int = 0
+    loss: float | None = None
+
+
+Observer = Callable[[Event | Measurement | Stage], None]
+
+
+def ignore(_: object) -> None:
+    """Watch nothing."""
+
+
+def read_json(path: Path) -> Any:
+    """Read a file of a run's folder.
+
+    Raises:
+        RunError: it is not there, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(
+            f"cannot read {path}: {error.strerror}", "boli runs lists the runs that there are"
+        ) from None
+    except ValueError as error:
+        raise RunError(f"{path} is not JSON: {error}", "start a new run") from None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What run.json holds: made once, the same at every resume."""
+
+    run: str
+    base: str  # folder or hub id
+    layout: list[Any]  # description at full rank
+    site_layouts: dict[str, list[Any]]
+    threads: int  # of a node: another number would give other bits
+    base_before: dict[str, float] = field(default_factory=dict)  # bits, bytes
+
+
+def check_text(plan: Plan) -> dict[str, dict[str, Split]]:
+    """Read every site's text once, so that what is wrong shows before anything is built.
+
+    Raises:
+        CorpusError: a text is missing, empty, not UTF-8, or leaves nothing held out.
+    """
+    splits = {site.name: read_split(plan, site.text, site.language) for site in plan.site}
+    if plan.model.base.text:
+        splits[""] = read_split(plan, plan.model.base.text, plan.model.base.language)
+    return splits
+
+
+def prepare_base(plan: Plan, observe: Observer = ignore) -> str:
+    """Return the folder or hub id of the plan's base, building a micro-LLM if it has to."""
+    base = plan.model.base
+    if base.path is not None:
+        return base.path
+    from boli.model.base import build_micro
+
+    assert base.micro is not None
+    text = read_split(plan, base.text, base.language)[base.language]
+
+    def progress(step: int, of: int, loss: float) -> None:
+        observe(Stage("pre-training the base", step, of, loss))
+
+    return str(build_micro(base.micro, text.train, progress).resolve())
+
+
+def open_base(plan: Plan, origin: str, observe: Observer) -> Any:
+    """Load the base at `origin` as the plan's adapter and local steps need it."""
+    from boli.model.base import best_device, load_base
+
+    observe(Stage("loading the base"))
+    model = plan.model
+    return load_base(origin, model.base, model.local_steps, model.adapter.kind, best_device())
+
+
+def prepare(
+    folder: Path, plan: Plan, journal: Journal, observe: Observer, version: str
+) -> tuple[Prepared, ServerState | None]:
+    """Lay out the adapter and note how good the base is; once for every run.
+
+    The state is version 0 where this call laid it out, and None otherwise. The base is
+    let go again: the nodes need the memory. `version` is boli's own, for the journal.
+    """
+    from boli.model.adapter import adapter_layout
+    from boli.model.base import check_length
+
+    run, path = folder.name, folder / "run.json"
+    if path.exists():
+        return Prepared(**read_json(path)), None
+    origin = prepare_base(plan, observe)
+    base = open_base(plan, origin, observe)
+    check_length(base, plan.model.local_steps)
+    adapter = plan.model.adapter
+    layout = adapter_layout(base.model, adapter)
+    by_site = {
+        site.name: adapter_layout(base.model, adapter, site.rank).describe() for site in plan.site
+    }
+    observe(Stage("judging the base"))
+    judged = judge_base(plan, base)
+    threads = plan.threads_per_site(available_cores())
+    prepared = Prepared(run, origin, layout.describe(), by_site, threads, judged)
+    languages = {site.name: site.language for site in plan.site}
+    journal.append(RunStarted(run, plan.digest, version, layout.digest, layout.size, languages))
+    note_base(plan, journal, 0, judged)
+    journal.sync()
+    write_file(path, json.dumps(vars(prepared)).encode())
+    return prepared, _version_0(run, plan, layout, base)
+
+
+def first_state(run: str, plan: Plan, prepared: Prepared, observe: Observer) -> ServerState:
+    """Return version 0 of a run that was stopped before its first checkpoint."""
+    base = open_base(plan, prepared.base, observe)
+    return _version_0(run, plan, Layout.from_description(prepared.layout), base)
+
+
+def _version_0(run: str, plan: Plan, layout: Layout, base: Any) -> ServerState:
+    from boli.model.adapter import initial_vector
+
+    theta = initial_vector(base.model, plan.model.adapter)
+    sites = {site.name: SiteProgress(rank=site.rank) for site in plan.site}
+    return ServerState(run=run, layout=layout.digest, theta=theta, sites=sites)
+
+
+def judge_base(plan: Plan, base: Any) -> dict[str, float]:
+    """Return bits and bytes of the base language's own test part; empty where it has no text."""
+    from boli.evaluation.metrics import bits_per_byte
+
+    section = plan.model.base
+    if not section.text:
+        return {}
+    lines = read_split(plan, section.text, section.language)[section.language].test
+    lines = sorted(lines, key=share_of)[: plan.evaluation.max_lines]
+    found = bits_per_byte(base.model, base.tokenizer, lines, base.max_length)
+    return {"bits": found.bits, "bytes": found.bytes}
+
+
+def note_base(plan: Plan, journal: Journal, version: int, found: dict[str, float]) -> None:
+    """Journal what `judge_base` found, if anything."""
+    if found:
+        language = plan.model.base.language
+        journal.append(Evaluated("", language, "test", version, found["bits"], int(found["bytes"])))
