@@ -1,8 +1,7 @@
 """Which updates make a round, and their weights.
 
-Sums are integers on a fixed-point grid. Integer addition does not depend on
-order, so a synchronous round is bit-identical however its updates arrive, and
-memory stays O(d) because each update is added as it comes.
+Sums are integers (`sums`), so a synchronous round is bit-identical however its
+updates arrive, and memory stays O(d) because each update is added as it comes.
 
 Source: Nguyen et al. 2022, FedBuff, Algorithm 1. https://arxiv.org/abs/2106.06639
 """
@@ -18,6 +17,7 @@ from boli.codec.codec import decode_frame
 from boli.errors import CodecError
 from boli.journal import Evaluated, Event, RoundStepped, UpdateAccepted, UpdateRejected
 from boli.rounds.outer import OuterOptimizer
+from boli.rounds.sums import LARGEST, WEIGHT_GRID, add_to, mean_of
 from boli.rounds.transport import Delivery
 from boli.rounds.update import (
     Folded,
@@ -31,10 +31,6 @@ from boli.rounds.update import (
     Verdict,
 )
 
-GRID = 2.0**40  # one unit of the sums is 2^-40, far below float32's own rounding
-LARGEST = 2.0**22  # of a whole sum; int64 ends at 2^23 on this grid
-WEIGHT_GRID = 2.0**20
-BLOCK = 1 << 16  # entries folded at a time, so that temporaries stay in the cache
 NORMS_KEPT = 64
 NORMS_NEEDED = 6  # before a median means anything
 REMEMBERED = 16  # accepted sequences per site
@@ -210,7 +206,9 @@ class BufferedStrategy:
 
         Returns the next state, the version to publish, and the norm of the step.
         """
-        mean = self._mean(state)
+        assert state.partial_sum is not None
+        coverage = [(self._spans_of(state, key), total) for key, total in state.coverage.items()]
+        mean = mean_of(state.partial_sum, coverage)
         step, outer = self.outer.step(mean, state.outer, state.outer_round)
         theta = state.theta - step
         norms = (*state.norms, *sorted(folded.norm for folded in state.folded))[-NORMS_KEPT:]
@@ -228,40 +226,9 @@ class BufferedStrategy:
         release = Release(state.version, state.layout, theta, step)
         return state, release, float(np.sqrt(np.sum(np.square(step, dtype=np.float64))))
 
-    def _mean(self, state: ServerState) -> Vector:
-        """Divide each coordinate by the weight of the sites that covered it.
-
-        The weight is the one before staleness shrank it: a stale buffer takes a
-        shorter step.
-        """
-        assert state.partial_sum is not None
-        if len(state.coverage) == 1:
-            weight: float | Vector = sum(state.coverage.values()) / WEIGHT_GRID
-            whole = next(iter(self._spans_of(state, next(iter(state.coverage)))), (0, 0))
-            if whole == (0, state.theta.size):
-                return (state.partial_sum / (GRID * weight)).astype(np.float32)
-        covered = np.zeros(state.theta.size, np.int64)
-        for key, total in state.coverage.items():
-            for start, stop in self._spans_of(state, key):
-                covered[start:stop] += total
-        weights = np.maximum(covered, 1) * (GRID / WEIGHT_GRID)
-        return (state.partial_sum / weights).astype(np.float32)
-
     def _spans_of(self, state: ServerState, key: str) -> Spans:
         rank = int(key) if key else None
         return next(self.spans[name] for name, site in state.sites.items() if site.rank == rank)
-
-
-def add_to(sums: Sums, vector: Vector, spans: Spans, factor: float) -> None:
-    """Add factor · vector to the fixed-point sums, in place, in the order of the spans."""
-    position = 0
-    for start, stop in spans:
-        for block in range(start, stop, BLOCK):
-            end = min(block + BLOCK, stop)
-            part = vector[position : position + end - block].astype(np.float64)
-            part *= factor * GRID
-            sums[block:end] += np.rint(part, out=part).astype(np.int64)
-            position += end - block
 
 
 def _verdict(delivery: Delivery, why: Rejection | None) -> Verdict:

@@ -12,10 +12,11 @@ import pytest
 from boli.codec.codec import DenseCodec, encode_frame
 from boli.journal import Evaluated, UpdateAccepted, UpdateRejected
 from boli.model.layout import Vector
-from boli.rounds.buffer import GRID, NORMS_NEEDED, BufferedStrategy, add_to
+from boli.rounds.buffer import NORMS_NEEDED, BufferedStrategy
 from boli.rounds.checkpoint import to_parts
 from boli.rounds.outer import Nesterov
 from boli.rounds.schedule import Schedule
+from boli.rounds.sums import GRID, add_to
 from boli.rounds.transport import Delivery
 from boli.rounds.update import Judgement, ServerState, Verdict
 
@@ -143,7 +144,7 @@ def test_update_alone_is_taken_as_it_is(federation: Fed, rank: int | None) -> No
 
 
 def test_sum_over_many_blocks_is_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("boli.rounds.buffer.BLOCK", 7)
+    monkeypatch.setattr("boli.rounds.sums.BLOCK", 7)
     vector = np.arange(40, dtype=np.float32) / 8
     sums = np.ones(64, np.int64)
     add_to(sums, vector, ((3, 20), (21, 22), (30, 52)), 0.5)
