@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from boli.errors import BoliError
+    from boli.evaluation.scores import evaluate
     from boli.plan import Plan
     from boli.plan_file import load_plan
-    from boli.run import Run, check, evaluate, list_runs, open_run, train
+    from boli.run import Run, check, list_runs, open_run, train
 
 __version__ = "0.1.0"
 
@@ -34,7 +35,7 @@ _HOMES = {
     "load_plan": "boli.plan_file",
     "Run": "boli.run",
     "check": "boli.run",
-    "evaluate": "boli.run",
+    "evaluate": "boli.evaluation.scores",
     "list_runs": "boli.run",
     "open_run": "boli.run",
     "train": "boli.run",

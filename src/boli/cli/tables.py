@@ -14,8 +14,9 @@ from boli.evaluation.units import bits, duration, size
 
 if TYPE_CHECKING:
     from boli.evaluation.forecast import Forecast
+    from boli.evaluation.scores import Score
     from boli.plan import Plan
-    from boli.run import Run, Score
+    from boli.run import Run
 
 
 def show_result(run: Run) -> None:
