@@ -93,6 +93,7 @@ class UpdateAccepted(Event):
     work_seconds: float  # from order to update, at the site
     idle_seconds: float  # from the update before to this order, at the site
     bytes_up: int
+    residual_norm: float = 0.0  # of what the site could not send yet
 
 
 @dataclass(frozen=True)

@@ -206,9 +206,37 @@ class RoundsPlan(Section):
         return self
 
 
-class CodecPlan(Section):
-    name: Literal["dense"] = "dense"
-    dtype: Literal["fp32", "fp16"] = "fp32"
+class OneWayPlan(Section):
+    name: Literal["dense", "sparse"] = "dense"
+    dtype: Literal["fp32", "fp16"] = "fp32"  # dense
+    density: float = Field(1 / 32, gt=0, le=0.5)  # sparse: share of the entries that is sent
+    warmup: tuple[float, ...] = ()  # sparse: densities of the first versions
+    value_bits: Literal[2, 4, 8] = 2  # sparse
+    chunk: int = Field(4096, ge=0, le=64 * 65535, multiple_of=64)  # 0: the whole vector
+    residual_decay: float = Field(1.0, gt=0, le=1)  # of what was left, at every update
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        for density in self.warmup:
+            if not 0 < density <= 0.5:
+                raise ValueError(f"warmup has a density of {density}; give shares up to 0.5")
+        return self
+
+
+class CodecPlan(OneWayPlan):
+    train_from_residual: bool = False  # a site goes on from the version and what is not in it yet
+    downlink: OneWayPlan | None = None  # by default dense fp32, or sparse as the uplink is
+
+    @property
+    def down(self) -> OneWayPlan:
+        """How versions travel."""
+        if self.downlink is not None:
+            return self.downlink
+        if self.name == "dense":
+            return OneWayPlan()
+        return OneWayPlan.model_validate(
+            self.model_dump(exclude={"downlink", "train_from_residual"})
+        )
 
 
 class EnginePlan(Section):

@@ -252,6 +252,7 @@ def _rounds(
     observe: Observer,
     should_stop: Callable[[], bool],
 ) -> Rounds:
+    from boli.codec.codec import codec_for
     from boli.rounds.buffer import BufferedStrategy
     from boli.rounds.outer import outer_optimizer
     from boli.rounds.schedule import Schedule
@@ -269,6 +270,8 @@ def _rounds(
         max_tokens_per_step=tokens_a_step,
         outer=outer_optimizer(rounds.outer),
         spans={site.name: layout.view(site.rank).spans for site in plan.site},
+        downlink=codec_for(plan.codec.down),
+        downlink_decay=plan.codec.down.residual_decay,
     )
     schedule = Schedule(
         total=rounds.total,

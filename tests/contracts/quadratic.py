@@ -79,6 +79,7 @@ class QuadraticWork:
         self,
         order: Order,
         theta: Vector,
+        start: Vector,
         steps_wanted: Callable[[], int],
         after_step: Callable[[int, float, float], bool],
     ) -> Done | None:
@@ -95,7 +96,7 @@ class QuadraticWork:
         )
         if not order.local_steps:
             return Done(None, judgements=judgements)
-        local, done = theta.copy(), 0
+        local, done = start.copy(), 0
         while done < steps_wanted():
             noise = np.random.default_rng((self.seed, self.cursor))
             gradient = local - self.target
@@ -108,7 +109,7 @@ class QuadraticWork:
             if not after_step(done, self.loss(local), 1.0):
                 return None
         self.told += done
-        moved = theta - local
+        moved = start - local
         self.made += moved
         return Done(
             moved, done, done * TOKENS_A_STEP, self.loss(local), 0.1 * done, 0.0, judgements
@@ -276,7 +277,11 @@ def synchronous_reference(job: Job) -> Vector:
                 local_steps=plan.rounds.local_steps,
             )
             done = works[name].perform(
-                order, view.take(theta), lambda: plan.rounds.local_steps, lambda *_: True
+                order,
+                view.take(theta),
+                view.take(theta),
+                lambda: plan.rounds.local_steps,
+                lambda *_: True,
             )
             assert done is not None
             assert done.pseudo_gradient is not None

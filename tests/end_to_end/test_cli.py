@@ -291,6 +291,9 @@ OTHER_SETTINGS = {
     "frozen_a": """
         model.adapter.kind=frozen_a rounds.mode=asynchronous rounds.speed_aware=true
         rounds.deadline_seconds=0.5 site.gaya.slowdown=2""",
+    "sparse": """
+        codec.name=sparse codec.density=0.2 codec.warmup=[0.5] codec.downlink.name=sparse
+        codec.downlink.density=0.3 codec.downlink.value_bits=4 site.gaya.rank=2""",
     "bf16": """
         model.local_steps.precision=bf16 rounds.outer.name=nesterov rounds.total=4""",
 }

@@ -17,7 +17,8 @@ import pytest
 import safetensors
 
 from boli import journal as journal_module
-from boli.codec.codec import DenseCodec, decode_frame, encode_frame
+from boli.codec.codec import Codec, DenseCodec, decode_frame, encode_frame
+from boli.codec.sparse import SparseCodec
 from boli.durable import read_tensors, write_tensors
 from boli.journal import (
     Evaluated,
@@ -41,7 +42,15 @@ from boli.rounds.checkpoint import from_parts, to_parts
 from boli.rounds.update import Folded, Order, ServerState, SiteProgress
 
 FOLDER = Path(__file__).parent
-FRAMES = {"fp32": ["frame-v1-fp32.bin"], "fp16": ["frame-v1-fp16.bin"]}
+CODECS: dict[str, Codec] = {
+    "fp32": DenseCodec("fp32"),
+    "fp16": DenseCodec("fp16"),
+    "sparse2": SparseCodec(0.5, 2),
+    "sparse4": SparseCodec(0.5, 4, chunk=0),
+    "sparse8": SparseCodec(0.5, 8, chunk=64, scale_chunks=1),
+    "sparse32": SparseCodec(1.0, 32),
+}
+FRAMES = {name: [f"frame-v1-{name}.bin"] for name in CODECS}
 JOURNALS = ["journal-v1.jsonl"]
 CHECKPOINTS = ["checkpoint-v1.safetensors"]
 
@@ -68,6 +77,7 @@ EVENTS: list[Event] = [
         work_seconds=4.25,
         idle_seconds=0.0,
         bytes_up=80,
+        residual_norm=0.75,
     ),
     UpdateRejected("first-1-gaya-2", "gaya", "stale", "4 rounds behind"),
     RoundStepped(1, 1, 20480, 0.1, 5.5),
@@ -80,8 +90,17 @@ EVENTS: list[Event] = [
 ]
 
 
-def frame(dtype: str) -> bytes:
-    return encode_frame(DenseCodec(dtype), VECTOR, LAYOUT, 4, 7)
+def vector_of(name: str) -> Any:
+    """Return what the frame of that codec holds: some of it, where the codec is sparse."""
+    if not name.startswith("sparse"):
+        return VECTOR
+    vector = np.zeros(300, np.float32)
+    vector[7:300:11] = np.linspace(-2, 2, 27, dtype=np.float32)
+    return vector
+
+
+def frame(name: str) -> bytes:
+    return encode_frame(CODECS[name], vector_of(name), LAYOUT, 4, 7)
 
 
 def write_journal(path: Path) -> None:
@@ -124,6 +143,7 @@ def server_state() -> ServerState:
         version=2,
         outer={"velocity": VECTOR * 2},
         outer_round=2,
+        unsent=VECTOR / 4,
         partial_sum=np.arange(-3, 3, dtype=np.int64) << 40,
         coverage={"": 2**20, "4": 2**19},
         folded=(Folded(site="patna", sequence=2, staleness=1, norm=0.5),),
@@ -151,17 +171,19 @@ def metadata_of(path: Path) -> dict[str, str]:
 # --- frames
 
 
-@pytest.mark.parametrize("dtype", FRAMES)
-def test_every_frame_ever_sent_can_be_read(dtype: str) -> None:
-    for name in FRAMES[dtype]:
-        found = decode_frame((FOLDER / name).read_bytes(), LAYOUT, VECTOR.size)
-        assert found.vector.tobytes() == VECTOR.tobytes()
+@pytest.mark.parametrize("kind", FRAMES)
+def test_every_frame_ever_sent_can_be_read(kind: str) -> None:
+    vector, here = vector_of(kind), CODECS[kind]
+    for name in FRAMES[kind]:
+        found = decode_frame((FOLDER / name).read_bytes(), LAYOUT, vector.size)
+        expected = here.entries(here.encode(vector, 7), vector.size).vector()
+        assert found.vector.tobytes() == expected.tobytes()
         assert (found.layout, found.rank, found.base_version) == (LAYOUT, 4, 7)
 
 
-@pytest.mark.parametrize("dtype", FRAMES)
-def test_frame_is_written_as_before(dtype: str) -> None:
-    assert frame(dtype).hex() == (FOLDER / FRAMES[dtype][-1]).read_bytes().hex()
+@pytest.mark.parametrize("kind", FRAMES)
+def test_frame_is_written_as_before(kind: str) -> None:
+    assert frame(kind).hex() == (FOLDER / FRAMES[kind][-1]).read_bytes().hex()
 
 
 # --- journals

@@ -61,8 +61,8 @@ def test_unknown_key_is_refused_with_the_nearest_known(
 def test_unknown_key_like_no_other_lists_the_known_ones(
     tiny_plan_file: PlanFile, tmp_path: Path
 ) -> None:
-    problem = problem_of(tiny_plan_file(tmp_path), "codec.zzzz=1")
-    assert "codec.zzzz: unknown key; known keys: dtype, name" in problem
+    problem = problem_of(tiny_plan_file(tmp_path), "engine.zzzz=1")
+    assert "engine.zzzz: unknown key; known keys: name, threads_per_site" in problem
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from boli.codec.entries import Entries
+from boli.codec.sparse import SparseCodec
 from boli.errors import CodecError
+from boli.plan import OneWayPlan
 
 Vector = NDArray[np.float32]
 MAGIC = b"BOLI"
@@ -43,16 +46,20 @@ class Codec(Protocol):
         """What the header calls it; never reused."""
         ...
 
-    def encode(self, vector: Vector) -> bytes:
-        """Return the payload of a (m,) vector."""
+    def encode(self, vector: Vector, version: int = 0) -> bytes:
+        """Return the payload of a (m,) vector; `version` tells how far the run is."""
         ...
 
-    def decode(self, payload: bytes, length: int) -> Vector:
-        """Return the (length,) vector of a payload; refuse any other size."""
+    def entries(self, payload: bytes, length: int) -> Entries:
+        """Return what a payload says of a (length,) vector; refuse any other size."""
         ...
 
     def payload_bytes(self, length: int) -> int:
         """Return the most bytes that a payload of so many entries can take."""
+        ...
+
+    def expected_bytes(self, length: int, version: int) -> int:
+        """Return about how many bytes the payload of an ordinary update takes."""
         ...
 
 
@@ -70,32 +77,50 @@ class DenseCodec:
     def _numpy(self) -> str:
         return "<f4" if self.dtype == "fp32" else "<f2"
 
-    def encode(self, vector: Vector) -> bytes:
+    def encode(self, vector: Vector, version: int = 0) -> bytes:  # noqa: ARG002
         if self.dtype == "fp16":
             limit = np.finfo(np.float16).max
             vector = np.clip(vector, -limit, limit)
         return vector.astype(self._numpy).tobytes()
 
-    def decode(self, payload: bytes, length: int) -> Vector:
+    def entries(self, payload: bytes, length: int) -> Entries:
         if len(payload) != self.payload_bytes(length):
             raise CodecError(f"{len(payload)} payload bytes do not hold {length} entries")
-        return np.frombuffer(payload, self._numpy).astype(np.float32)
+        return Entries(length, np.frombuffer(payload, self._numpy).astype(np.float32))
 
     def payload_bytes(self, length: int) -> int:
         return length * (4 if self.dtype == "fp32" else 2)
 
+    def expected_bytes(self, length: int, version: int) -> int:  # noqa: ARG002
+        return self.payload_bytes(length)
 
-CODECS: dict[int, Codec] = {1: DenseCodec("fp32"), 2: DenseCodec("fp16")}
+
+CODECS: dict[int, Codec] = {1: DenseCodec("fp32"), 2: DenseCodec("fp16"), 3: SparseCodec()}
+EXACT = SparseCodec(density=1.0, value_bits=32)  # of a vector that is mostly zeros
+
+
+def codec_for(plan: OneWayPlan) -> Codec:
+    """Return the codec that a plan asks for."""
+    match plan.name:
+        case "dense":
+            return DenseCodec(plan.dtype)
+        case "sparse":
+            return SparseCodec(plan.density, plan.value_bits, plan.chunk, warmup=plan.warmup)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What a header says, with the vector that its payload holds."""
+    """What a header says, with the entries that its payload holds."""
 
     layout: str
     rank: int | None
     base_version: int
-    vector: Vector  # (m,) entries of the view
+    entries: Entries  # of the view
+
+    @property
+    def vector(self) -> Vector:
+        """All entries, (m,)."""
+        return self.entries.vector()
 
 
 def encode_frame(
@@ -108,7 +133,7 @@ def encode_frame(
     """
     if not np.isfinite(vector).all():
         raise CodecError("an entry is NaN or infinite", "lower the learning rate of local steps")
-    payload = codec.encode(vector)
+    payload = codec.encode(vector, base_version)
     header = _HEADER.pack(
         MAGIC,
         FORMAT,
@@ -152,7 +177,7 @@ def decode_frame(data: bytes, layout: str, length: int) -> Frame:
         != _CHECKSUM.unpack_from(data, _HEADER.size)[0]
     ):
         raise CodecError("the frame does not match its checksum")
-    vector = codec.decode(payload, length)
-    if not np.isfinite(vector).all():
+    found = codec.entries(payload, length)
+    if not np.isfinite(found.values).all():
         raise CodecError("an entry is NaN or infinite")
-    return Frame(layout, rank or None, base_version, vector)
+    return Frame(layout, rank or None, base_version, found)

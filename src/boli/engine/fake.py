@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from boli.codec.facts import pack_facts
 from boli.durable import Generations
 from boli.engine.fake_line import arrival_time, brief, over_the_wire
 from boli.engine.fake_node import Life, MemoryStore, NodeMaker, Seat
@@ -103,7 +104,7 @@ class FakeTransport:
 
     def send_order(self, order: Order) -> None:
         self.moment("send order")
-        self._send(self._seats[order.site], order, len(order.model_dump_json()))
+        self._send(self._seats[order.site], order, len(pack_facts(order.facts())))
 
     def answer(self, verdict: Verdict) -> None:
         self.moment("answer")

@@ -6,7 +6,9 @@ import random
 
 from pydantic import ValidationError
 
+from boli.codec.facts import pack_facts, unpack_facts
 from boli.engine.script import Script
+from boli.errors import CodecError
 from boli.rounds.transport import Arrival, Delivery, Instruction, Malformed, Version
 from boli.rounds.update import Order, Update, UpdateHeader, Verdict
 
@@ -48,7 +50,7 @@ def over_the_wire(site: str, sent: Update | bytes) -> Delivery | Malformed:
     if isinstance(sent, bytes):
         return Malformed(site, f"not a message: {sent[:8].hex()}")
     try:
-        header = UpdateHeader.model_validate_json(sent.header.model_dump_json())
-    except ValidationError as error:
+        header = UpdateHeader.model_validate(unpack_facts(pack_facts(sent.header.facts())))
+    except (ValidationError, CodecError) as error:
         return Malformed(site, str(error).splitlines()[0])
     return Delivery(site, Update(header, sent.payload))

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,6 +50,7 @@ RESTARTS_BORNE = 5  # of one site without an update in between
 UNREAD_BORNE = 8  # messages to a node that it has not read yet
 HEADERS_BYTES = 4 << 20  # more than any header needs; a payload comes on top
 STOP_SECONDS = 10.0
+HANG_UP_SECONDS = 1.0
 
 
 class NodeCommand(Protocol):
@@ -65,6 +67,7 @@ class _Seat:
     largest_bytes: int  # of a message that it may send
     process: subprocess.Popen[bytes] | None = None
     line: Line | None = None
+    threads: tuple[threading.Thread, ...] = ()  # of the line, one each way
     outgoing: queue.SimpleQueue[bytes | None] = field(default_factory=queue.SimpleQueue)
     behind: bool = False  # it reads too slowly for every version; its next order brings one
     joined: bool = False
@@ -119,11 +122,14 @@ class LocalTransport:
         seat.joined, seat.behind, seat.start_at = False, False, None
         seat.outgoing = queue.SimpleQueue()
         # One thread each way, so that a node that stands still delays nobody else.
-        for target, arguments in (
-            (_send_all, (seat.line, seat.outgoing)),
-            (_receive_all, (seat, seat.line, self._incoming)),
-        ):
-            threading.Thread(target=target, args=arguments, name=seat.site, daemon=True).start()
+        send = partial(_send_all, seat.line, seat.outgoing)
+        receive = partial(_receive_all, seat, seat.line, self._incoming)
+        seat.threads = tuple(
+            threading.Thread(target=target, name=seat.site, daemon=True)
+            for target in (send, receive)
+        )
+        for thread in seat.threads:
+            thread.start()
 
     def publish(self, release: Release) -> None:
         assert self._versions is not None
@@ -150,12 +156,12 @@ class LocalTransport:
             assert self._versions is not None
             self._send_version(seat, self._versions.snapshot_for(seat.site))
             seat.behind = False
-        self._send(seat, "order", order.model_dump(mode="json"))
+        self._send(seat, "order", order.facts())
 
     def answer(self, verdict: Verdict) -> None:
         seat = self._seats[verdict.site]
         if seat.joined:
-            self._send(seat, "verdict", verdict.model_dump(mode="json"))
+            self._send(seat, "verdict", verdict.facts())
 
     def bytes_down(self, site: str) -> int:
         return self._seats[site].bytes_down
@@ -213,11 +219,10 @@ class LocalTransport:
         """Note that a node is gone, and when it is to be started again, if at all."""
         assert seat.process is not None
         assert seat.line is not None
-        seat.outgoing.put(None)
-        seat.line.close()
-        seat.line, seat.joined = None, False
         seat.process.kill()
         code = seat.process.wait()
+        _hang_up(seat)
+        seat.joined = False
         reason = f"signal {-code}" if code < 0 else f"exit code {code}"
         if seat.failed:
             return Left(seat.site, reason)
@@ -244,11 +249,18 @@ class LocalTransport:
                     seat.process.wait(max(0.0, deadline - time.monotonic()))
                 seat.process.kill()
                 seat.process.wait()
-            seat.outgoing.put(None)
-            if seat.line is not None:
-                seat.line.close()
-                seat.line = None
+            _hang_up(seat)
         self._seats = {}
+
+
+def _hang_up(seat: _Seat) -> None:
+    """Close the line of a process that is gone, once nobody reads or writes there."""
+    seat.outgoing.put(None)
+    for thread in seat.threads:
+        thread.join(HANG_UP_SECONDS)
+    if seat.line is not None and not any(thread.is_alive() for thread in seat.threads):
+        seat.line.close()
+    seat.line, seat.threads = None, ()
 
 
 def _send_all(line: Line, outgoing: queue.SimpleQueue[bytes | None]) -> None:

@@ -67,7 +67,7 @@ class LocalLink:
             return None
 
     def send_update(self, header: UpdateHeader, payload: bytes) -> None:
-        self._line.send_bytes(pack_message("update", header.model_dump(mode="json"), payload))
+        self._line.send_bytes(pack_message("update", header.facts(), payload))
 
     def measure(self, values: Mapping[str, float]) -> None:
         self._line.send_bytes(pack_message("measure", dict(values)))
@@ -81,7 +81,7 @@ def serve(run_folder: Path, site_name: str, link: LocalLink, restarts: int) -> N
     """Open a site's text, base and state, and serve orders until told to stop."""
     import torch
 
-    from boli.codec.codec import DenseCodec
+    from boli.codec.codec import codec_for
     from boli.plan_file import plan_from_tables
     from boli.site.node import Node
     from boli.site.work import open_work
@@ -97,7 +97,9 @@ def serve(run_folder: Path, site_name: str, link: LocalLink, restarts: int) -> N
         work=work,
         store=Generations(run_folder / "sites" / site_name),
         full_digest=work.full_layout.digest,
-        codec=DenseCodec(plan.codec.dtype),
+        codec=codec_for(plan.codec),
+        residual_decay=plan.codec.residual_decay,
+        from_residual=plan.codec.train_from_residual,
         slowdown=site.slowdown,
         restarts=restarts,
     ).run()

@@ -1,12 +1,11 @@
-"""What a local node and its coordinator say to each other: a JSON header, then a payload.
+"""What a local node and its coordinator say to each other: facts, then a payload.
 
-The header's length stands in front of it, so that any bytes may follow. Both ends
+The facts' length stands in front of them, so that any bytes may follow. Both ends
 import this module, and neither imports the other.
 """
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, TypeAdapter
 
-from boli.errors import TransportError
+from boli.codec.facts import pack_facts, unpack_facts
+from boli.errors import CodecError, TransportError
 from boli.rounds.update import Message
 
 _LENGTH = struct.Struct("<I")
@@ -25,8 +25,8 @@ else:
 
 
 def pack_message(kind: str, body: Mapping[str, Any], payload: bytes = b"") -> bytes:
-    """Return one message: header length, JSON header, payload."""
-    header = json.dumps({"kind": kind, **body}).encode()
+    """Return one message: length of the facts, facts, payload."""
+    header = pack_facts({"kind": kind, **body})
     return _LENGTH.pack(len(header)) + header + payload
 
 
@@ -38,20 +38,12 @@ def unpack_message(data: bytes) -> tuple[str, dict[str, Any], bytes]:
     """
     try:
         (length,) = _LENGTH.unpack_from(data)
-        body = json.loads(data[_LENGTH.size : _LENGTH.size + length])
+        body = unpack_facts(data[_LENGTH.size : _LENGTH.size + length])
         kind = body.pop("kind")
         if not isinstance(kind, str):
             raise TransportError(f"kind is {type(kind).__name__}")
         return kind, body, data[_LENGTH.size + length :]
-    except (
-        struct.error,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        RecursionError,
-        MemoryError,
-    ) as error:
+    except (struct.error, KeyError, CodecError) as error:
         raise TransportError(f"not a message: {error}") from error
 
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from boli.codec.codec import HEADER_BYTES, DenseCodec
+from boli.codec.codec import HEADER_BYTES, codec_for
 from boli.corpus.sources import Split
 from boli.errors import ModelError
 from boli.model.layout import Layout
-from boli.plan import AdapterPlan, LocalStepsPlan, Plan, available_cores
+from boli.plan import AdapterPlan, LocalStepsPlan, OneWayPlan, Plan, available_cores
 
-MESSAGE_BYTES = 600  # of JSON around a payload, measured
+MESSAGE_BYTES = 200  # of facts around a payload, measured
 PROCESS_BYTES = 450_000_000  # Python, torch and transformers before any model
 START_SECONDS = 8.0  # of a node, on an idle core
 LARGEST_TRIED = 100_000_000  # parameters of a model that is tried out
@@ -136,8 +136,8 @@ def _site(
     plan: Plan, name: str, layout: Layout, splits: Mapping[str, Split], parameters: int
 ) -> SiteForecast:
     frame = HEADER_BYTES + MESSAGE_BYTES
-    up = frame + DenseCodec(plan.codec.dtype).payload_bytes(layout.size)
-    down = frame + DenseCodec().payload_bytes(layout.size)
+    up = frame + _expected(plan.codec, layout.size, plan.rounds.total)
+    down = frame + _expected(plan.codec.down, layout.size, plan.rounds.total)
     steps = plan.model.local_steps
     tokens = steps.batch_sequences * steps.sequence_length
     base_bytes = parameters * (0.6 if plan.model.base.quantize == "4bit" else 4)
@@ -151,6 +151,12 @@ def _site(
         down,
         int(memory),
     )
+
+
+def _expected(plan: OneWayPlan, length: int, rounds: int) -> int:
+    """Return the payload bytes of a round, as a mean over all of them."""
+    codec = codec_for(plan)
+    return sum(codec.expected_bytes(length, version) for version in range(rounds)) // rounds
 
 
 def _seconds(plan: Plan, model: Any, parameters: int, cached: bool) -> tuple[float, float]:

@@ -247,12 +247,20 @@ def _rounds(told: Told, sites: Mapping[str, Any]) -> list[dict[str, Any]]:
             "seconds": seconds,
             "step_norm": step.step_norm,
             "num_updates": step.num_updates,
+            "bytes_up": sum(update.bytes_up for update in _all(folded[version])),
+            "residual_norm": _ratio(
+                sum(update.residual_norm for update in _all(folded[version])), step.num_updates
+            ),
             "loss": {
                 code: _mean_loss(updates) for code, updates in sorted(folded[version].items())
             },
         }
         for version, (seconds, step) in sorted(told.rounds.items())
     ]
+
+
+def _all(by_language: Mapping[str, list[UpdateAccepted]]) -> list[UpdateAccepted]:
+    return [update for updates in by_language.values() for update in updates]
 
 
 def _mean_loss(updates: Iterable[UpdateAccepted]) -> float | None:

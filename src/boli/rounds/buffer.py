@@ -9,11 +9,12 @@ Source: Nguyen et al. 2022, FedBuff, Algorithm 1. https://arxiv.org/abs/2106.066
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from boli.codec.codec import decode_frame
+from boli.codec.codec import Codec, DenseCodec, decode_frame, encode_frame
+from boli.codec.entries import Entries
 from boli.errors import CodecError
 from boli.journal import Evaluated, Event, RoundStepped, UpdateAccepted, UpdateRejected
 from boli.rounds.outer import OuterOptimizer
@@ -27,7 +28,6 @@ from boli.rounds.update import (
     Spans,
     Sums,
     UpdateHeader,
-    Vector,
     Verdict,
 )
 
@@ -62,6 +62,8 @@ class BufferedStrategy:
     max_tokens_per_step: int
     outer: OuterOptimizer
     spans: Mapping[str, Spans]  # by site
+    downlink: Codec = field(default_factory=DenseCodec)
+    downlink_decay: float = 1.0  # of what versions do not carry yet, at every round
 
     def fold(
         self, state: ServerState, deliveries: Sequence[Delivery]
@@ -81,25 +83,26 @@ class BufferedStrategy:
                 state, facts = _refuse(state, delivery, outcome)
                 verdicts.append(_verdict(delivery, outcome))
             else:
-                if sums is None and outcome.size:
+                if sums is None and delivery.update.header.local_steps:
                     sums = np.zeros(state.theta.size, np.int64)
                 state, facts = self._add(state, delivery, outcome, sums)
                 verdicts.append(_verdict(delivery, None))
             events += facts
         return replace(state, partial_sum=sums), verdicts, events
 
-    def _outcome(self, state: ServerState, delivery: Delivery) -> Vector | Rejection:
-        """Return the (m,) entries of a sound update, (0,) where it only judged."""
+    def _outcome(self, state: ServerState, delivery: Delivery) -> Entries | Rejection:
+        """Return the entries of a sound update, none where it only judged."""
         rejection = self._check(state, delivery)
         if rejection is not None:
             return rejection
-        vector = self._decode(delivery)
-        if isinstance(vector, Rejection):
-            return vector
-        peak = float(np.abs(vector).max(initial=0)) * self._weight(delivery.update.header.tokens)
+        entries = self._decode(delivery)
+        if isinstance(entries, Rejection):
+            return entries
+        weight = self._weight(delivery.update.header.tokens)
+        peak = float(np.abs(entries.values).max(initial=0)) * weight
         if peak * (self.buffer_size + len(self.spans)) > LARGEST:
             return Rejection("too large", f"an entry of {peak:.3g}")
-        return vector
+        return entries
 
     def _check(self, state: ServerState, delivery: Delivery) -> Rejection | None:
         """Return why an update cannot be folded in, from its header alone."""
@@ -135,12 +138,12 @@ class BufferedStrategy:
             return Rejection("stale", f"{staleness} rounds behind", keep=True)
         return None
 
-    def _decode(self, delivery: Delivery) -> Vector | Rejection:
+    def _decode(self, delivery: Delivery) -> Entries | Rejection:
         header, payload = delivery.update.header, delivery.update.payload
         if not header.local_steps:
             if payload:
                 return Rejection("malformed", "a payload without local steps")
-            return np.zeros(0, np.float32)
+            return Entries(0, np.zeros(0, np.float32))
         length = sum(stop - start for start, stop in self.spans[delivery.site])
         try:
             frame = decode_frame(payload, header.layout, length)
@@ -148,21 +151,21 @@ class BufferedStrategy:
             return Rejection("malformed", error.problem)
         if frame.base_version != header.base_version or frame.rank != header.rank:
             return Rejection("malformed", "header and payload do not agree")
-        return frame.vector
+        return frame.entries
 
     def _add(
-        self, state: ServerState, delivery: Delivery, vector: Vector, sums: Sums | None
+        self, state: ServerState, delivery: Delivery, entries: Entries, sums: Sums | None
     ) -> tuple[ServerState, list[Event]]:
         """Add one update to the sums, in place, and note it."""
         header, name = delivery.update.header, delivery.site
         state, facts = _take_judgements(state, delivery)
         if sums is not None and header.local_steps:
             staleness = state.version - header.base_version
-            norm = float(np.sqrt(np.sum(np.square(vector, dtype=np.float64))))
+            norm = float(np.sqrt(np.sum(np.square(entries.values, dtype=np.float64))))
             weight, scaled = self._weight(header.tokens), self._scale(state, norm)
             add_to(
                 sums,
-                vector,
+                entries,
                 self.spans[name],
                 weight * scaled / (1 + staleness) ** self.staleness_power,
             )
@@ -210,7 +213,14 @@ class BufferedStrategy:
         coverage = [(self._spans_of(state, key), total) for key, total in state.coverage.items()]
         mean = mean_of(state.partial_sum, coverage)
         step, outer = self.outer.step(mean, state.outer, state.outer_round)
-        theta = state.theta - step
+        if state.unsent is not None:
+            step = step + np.float32(self.downlink_decay) * state.unsent
+        # The version is what sites can decode; what they cannot waits for the next one.
+        step = step + np.float32(0)  # without negative zeros, which a sparse frame leaves out
+        frame = encode_frame(self.downlink, step, state.layout, None, state.version)
+        sent = decode_frame(frame, state.layout, step.size).vector
+        left = step - sent
+        theta = state.theta - sent
         norms = (*state.norms, *sorted(folded.norm for folded in state.folded))[-NORMS_KEPT:]
         state = replace(
             state,
@@ -218,13 +228,14 @@ class BufferedStrategy:
             outer=outer,
             outer_round=state.outer_round + 1,
             version=state.version + 1,
+            unsent=left if left.any() else None,
             partial_sum=None,
             coverage={},
             folded=(),
             norms=norms,
         )
-        release = Release(state.version, state.layout, theta, step)
-        return state, release, float(np.sqrt(np.sum(np.square(step, dtype=np.float64))))
+        release = Release(state.version, state.layout, theta, sent, frame)
+        return state, release, float(np.sqrt(np.sum(np.square(sent, dtype=np.float64))))
 
     def _spans_of(self, state: ServerState, key: str) -> Spans:
         rank = int(key) if key else None
@@ -327,6 +338,7 @@ def _acceptance(
         work_seconds=header.work_seconds,
         idle_seconds=header.idle_seconds,
         bytes_up=delivery.update.num_bytes,
+        residual_norm=header.residual_norm,
     )
 
 

@@ -21,6 +21,8 @@ def to_parts(state: ServerState) -> tuple[dict[str, NDArray[Any]], dict[str, Any
     arrays |= {f"outer.{name}": moment for name, moment in state.outer.items()}
     if state.partial_sum is not None:
         arrays["partial_sum"] = state.partial_sum
+    if state.unsent is not None:
+        arrays["unsent"] = state.unsent
     facts = {
         "schema": SCHEMA,
         "run": state.run,
@@ -58,6 +60,7 @@ def from_parts(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> 
         outer=outer,
         outer_round=facts["outer_round"],
         partial_sum=arrays.get("partial_sum"),
+        unsent=arrays.get("unsent"),
         coverage=facts["coverage"],
         folded=tuple(Folded.model_validate(entry) for entry in facts["folded"]),
         norms=tuple(facts["norms"]),

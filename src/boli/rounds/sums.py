@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from boli.codec.entries import Entries
 from boli.rounds.update import Spans, Sums, Vector
 
 GRID = 2.0**40  # one unit of the sums is 2^-40, far below float32's own rounding
@@ -18,8 +20,28 @@ WEIGHT_GRID = 2.0**20
 BLOCK = 1 << 16  # entries folded at a time, so that temporaries stay in the cache
 
 
-def add_to(sums: Sums, vector: Vector, spans: Spans, factor: float) -> None:
-    """Add factor · vector to the fixed-point sums, in place, in the order of the spans."""
+def add_to(sums: Sums, entries: Entries, spans: Spans, factor: float) -> None:
+    """Add factor · entries to the fixed-point sums, in place, in the order of the spans."""
+    if entries.positions is None:
+        _add_all(sums, entries.values, spans, factor)
+    else:
+        scaled = entries.values.astype(np.float64) * (factor * GRID)
+        sums[_places(entries.positions, spans)] += np.rint(scaled).astype(np.int64)
+
+
+def _places(positions: NDArray[np.int64], spans: Spans) -> NDArray[np.int64]:
+    """Return where entries of a view lie in the flat vector."""
+    if len(spans) == 1:
+        return positions + spans[0][0]
+    starts = np.array([start for start, _ in spans], np.int64)
+    lengths = np.array([stop - start for start, stop in spans], np.int64)
+    ends = np.cumsum(lengths)
+    span = np.searchsorted(ends, positions, side="right")
+    places: NDArray[np.int64] = positions + (starts - ends + lengths)[span]
+    return places
+
+
+def _add_all(sums: Sums, vector: Vector, spans: Spans, factor: float) -> None:
     position = 0
     for start, stop in spans:
         for block in range(start, stop, BLOCK):

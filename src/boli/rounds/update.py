@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from boli.codec.codec import Codec, DenseCodec, encode_frame
+from boli.codec.codec import EXACT, DenseCodec, encode_frame
+from boli.codec.facts import pack_facts
 
 Vector = NDArray[np.float32]
 Sums = NDArray[np.int64]
@@ -28,6 +29,10 @@ class Message(BaseModel):
     """A header on the wire: frozen, JSON, unknown fields refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def facts(self) -> dict[str, Any]:
+        """Return what travels: whatever is not at its default."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 class Order(Message):
@@ -75,6 +80,7 @@ class UpdateHeader(Message):
     evaluate_seconds: Finite = 0.0
     work_seconds: Finite = 0.0
     idle_seconds: Finite = 0.0
+    residual_norm: Finite = 0.0  # of what it could not send yet
     judgements: Annotated[tuple[Judgement, ...], Field(max_length=100)] = ()
 
 
@@ -88,7 +94,7 @@ class Update:
     @property
     def num_bytes(self) -> int:
         """Size on the wire, header and payload."""
-        return len(self.header.model_dump_json()) + len(self.payload)
+        return len(pack_facts(self.header.facts())) + len(self.payload)
 
 
 class Verdict(Message):
@@ -110,13 +116,21 @@ class Release:
     layout: str
     theta: Vector  # (d,)
     step: Vector | None = None  # (d,), theta_before - step = theta; None for the first
-    codec: Codec = field(default_factory=DenseCodec)
+    frame: bytes = b""  # that holds the whole step
 
     def delta_frame(self, rank: int | None, spans: Spans) -> bytes:
-        """Return the step of one view; a site that holds the version before subtracts it."""
+        """Return the step of one view; a site that holds the version before subtracts it.
+
+        All of it is the frame that the coordinator itself decoded. A part of it is
+        coded anew, and exactly.
+        """
         if self.step is None:
             raise ValueError("the first release has no step")
-        return encode_frame(self.codec, take(self.step, spans), self.layout, rank, self.version - 1)
+        if self.frame and spans == ((0, self.step.size),):
+            return self.frame
+        part = take(self.step, spans)
+        codec = EXACT if np.count_nonzero(part) < part.size // 2 else DenseCodec()
+        return encode_frame(codec, part, self.layout, rank, self.version - 1)
 
     def snapshot_frame(self, rank: int | None, spans: Spans) -> bytes:
         """Return all of one view, exactly."""
@@ -172,6 +186,7 @@ class ServerState:
     version: int = 0
     outer: Mapping[str, Vector] = field(default_factory=dict)  # moments, (d,) each
     outer_round: int = 0  # rounds that the outer optimizer has seen
+    unsent: Vector | None = None  # (d,) of the steps so far, what versions do not carry yet
     partial_sum: Sums | None = None  # (d,) fixed point, of the updates in `folded`
     coverage: Mapping[str, int] = field(default_factory=dict)  # rank to weight, fixed point
     folded: tuple[Folded, ...] = ()

@@ -29,7 +29,7 @@ MEASURE_EVERY_SECONDS = 0.25
 class Done:
     """The outcome of one order."""
 
-    pseudo_gradient: Vector | None  # (m,) base minus local; None where only judged
+    pseudo_gradient: Vector | None  # (m,) start minus local; None where only judged
     local_steps: int = 0
     tokens: int = 0
     loss: float = 0.0
@@ -43,16 +43,18 @@ class Work(Protocol):
 
     layout: Layout  # of the site's own rank
     rank: int | None
+    first: Vector  # (m,) version 0, which every site makes by itself
     num_lines: Mapping[str, Mapping[str, int]]
 
     def perform(
         self,
         order: Order,
         theta: Vector,
+        start: Vector,
         steps_wanted: Callable[[], int],
         after_step: Callable[[int, float, float], bool],
     ) -> Done | None:
-        """Carry out an order from version `theta` (m,); None if `after_step` said no.
+        """Judge version `theta` (m,), train from `start` (m,); None if `after_step` said no.
 
         `after_step` gets steps done, last loss, and tokens per second.
         """
@@ -77,6 +79,8 @@ class Node:
     store: Generations
     full_digest: str  # of the layout that all sites share
     codec: Codec = field(default_factory=DenseCodec)
+    residual_decay: float = 1.0  # of what is left, at every update
+    from_residual: bool = False  # train on from the version and what is not in it yet
     slowdown: float = 1.0
     restarts: int = 0
     version: int = -1  # held; -1: none
@@ -86,6 +90,7 @@ class Node:
     payload: bytes = b""
     _work_state: tuple[dict[str, NDArray[Any]], dict[str, Any]] | None = None  # between orders
     _pending: Order | None = None
+    _newest: int = 0  # sequence of the newest order that came
     _stopping: bool = False
     _idle_since: float | None = None
 
@@ -148,9 +153,11 @@ class Node:
 
     def _consider(self, order: Order) -> None:
         self._take_back(order.returned)
+        if order.sequence < self._newest:
+            return  # an old one that came again late; what superseded it may be half done
+        self._newest = order.sequence
         if self.answer is None or order.sequence > self.answer.sequence:
-            if self._pending is None or order.sequence >= self._pending.sequence:
-                self._pending = order
+            self._pending = order
         elif order.sequence == self.answer.sequence and (self.payload or not order.local_steps):
             self.link.send_update(self.answer, self.payload)
 
@@ -162,7 +169,10 @@ class Node:
         if self._work_state is None:
             self._work_state = self.work.state()
         watch = _Watch(self, order)
-        done = self.work.perform(order, theta, watch.steps_wanted, watch.after_step)
+        start = theta
+        if self.from_residual and self.residual is not None:
+            start = theta - np.float32(self.residual_decay) * self.residual
+        done = self.work.perform(order, theta, start, watch.steps_wanted, watch.after_step)
         if done is None:
             self.work.restore(*self._work_state)
             return
@@ -178,11 +188,12 @@ class Node:
             rank=order.rank,
             local_steps=done.local_steps,
             tokens=done.tokens,
-            loss=done.loss,
-            train_seconds=done.train_seconds,
-            evaluate_seconds=done.evaluate_seconds,
-            work_seconds=time.monotonic() - started,
-            idle_seconds=idle,
+            loss=_brief(done.loss),
+            train_seconds=_brief(done.train_seconds),
+            evaluate_seconds=_brief(done.evaluate_seconds),
+            work_seconds=_brief(time.monotonic() - started),
+            idle_seconds=_brief(idle),
+            residual_norm=_brief(_norm(self.residual)),
             judgements=done.judgements,
         )
         self.payload = payload
@@ -196,7 +207,7 @@ class Node:
             return b""
         error = done.pseudo_gradient
         if self.residual is not None:
-            error = error + self.residual
+            error = error + np.float32(self.residual_decay) * self.residual
         frame = encode_frame(self.codec, error, order.layout, order.rank, version)
         left = error - decode_frame(frame, order.layout, error.size).vector
         self.residual = left if left.any() else None
@@ -224,6 +235,7 @@ class Node:
     def _restore(self) -> None:
         found = self.store.load()
         if found is None or found[1]["layout"] != self.full_digest:
+            self.version, self.theta = 0, self.work.first
             return
         arrays, facts, _ = found
         self.version = facts["version"]
@@ -234,6 +246,15 @@ class Node:
         work = {name[5:]: array for name, array in arrays.items() if name.startswith("work.")}
         self.work.restore(work, facts["work"])
         self._work_state = work, facts["work"]
+
+
+def _brief(figure: float) -> float:
+    """Return a figure in six digits: more would travel for nothing."""
+    return float(f"{figure:.6g}")
+
+
+def _norm(vector: Vector | None) -> float:
+    return 0.0 if vector is None else float(np.linalg.norm(vector.astype(np.float64)))
 
 
 class _Watch:

@@ -29,7 +29,7 @@ class TrainingWork:
         self.full_layout = adapter_layout(base.model, plan.model.adapter)
         self.adapter = attach(base.model, plan.model.adapter, site.rank)
         self.layout: Layout = self.adapter.layout
-        self._first = self.adapter.read()
+        self.first = self.adapter.read()
         self.num_lines: Mapping[str, Mapping[str, int]] = {
             language: split.counts for language, split in splits.items()
         }
@@ -44,20 +44,21 @@ class TrainingWork:
         self,
         order: Order,
         theta: Vector,
+        start: Vector,
         steps_wanted: Callable[[], int],
         after_step: Callable[[int, float, float], bool],
     ) -> Done | None:
-        """Judge the version if asked, then train from it."""
+        """Judge the version if asked, then train."""
         # What is judged first is the base unchanged, which every adapter begins as.
-        self.adapter.load(self._first if order.first else theta)
+        self.adapter.load(self.first if order.first else theta)
         started = time.perf_counter()
         judgements = tuple(
             self._judge(language, part) for part in order.evaluate for language in self._splits
         )
         evaluate_seconds = time.perf_counter() - started
-        self.adapter.load(theta)
         if not order.local_steps:
             return Done(None, evaluate_seconds=evaluate_seconds, judgements=judgements)
+        self.adapter.load(start)
         begun = time.perf_counter()
         plan = self.steps.plan
         tokens_a_step = plan.batch_sequences * plan.sequence_length
@@ -70,7 +71,7 @@ class TrainingWork:
         if steps is None:
             return None
         return Done(
-            theta - self.adapter.read(),
+            start - self.adapter.read(),
             steps.count,
             steps.tokens,
             steps.loss,

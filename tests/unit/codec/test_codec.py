@@ -172,9 +172,9 @@ def test_payload_of_another_size_is_refused_by_the_codec_itself() -> None:
     for dtype in DTYPES:
         codec = DenseCodec(dtype)
         with pytest.raises(CodecError):
-            codec.decode(codec.encode(VECTOR) + b"\0", VECTOR.size)
+            codec.entries(codec.encode(VECTOR) + b"\0", VECTOR.size).vector()
         with pytest.raises(CodecError):
-            codec.decode(codec.encode(VECTOR), VECTOR.size + 1)
+            codec.entries(codec.encode(VECTOR), VECTOR.size + 1).vector()
 
 
 # --- error feedback
@@ -196,7 +196,7 @@ def test_error_feedback_brings_across_what_is_too_small_for_fp16() -> None:
     residual, arrived = np.zeros(3, np.float32), np.zeros(3)
     for _ in range(500):
         error = step + residual
-        sent = codec.decode(codec.encode(error), 3)
+        sent = codec.entries(codec.encode(error), 3).vector()
         residual = error - sent
         arrived += sent
     assert arrived[0] == pytest.approx(500e-9, abs=2**-24)

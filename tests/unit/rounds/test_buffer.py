@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from boli.codec.codec import DenseCodec, encode_frame
+from boli.codec.entries import Entries
 from boli.journal import Evaluated, UpdateAccepted, UpdateRejected
 from boli.model.layout import Vector
 from boli.rounds.buffer import NORMS_NEEDED, BufferedStrategy
@@ -147,11 +148,22 @@ def test_sum_over_many_blocks_is_the_sum(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("boli.rounds.sums.BLOCK", 7)
     vector = np.arange(40, dtype=np.float32) / 8
     sums = np.ones(64, np.int64)
-    add_to(sums, vector, ((3, 20), (21, 22), (30, 52)), 0.5)
+    add_to(sums, Entries(vector.size, vector), ((3, 20), (21, 22), (30, 52)), 0.5)
     expected = np.ones(64)
     positions = [*range(3, 20), 21, *range(30, 52)]
     expected[positions] += np.rint(vector * 0.5 * GRID)
     assert np.array_equal(sums, expected.astype(np.int64))
+
+
+@pytest.mark.parametrize("spans", [((0, 40),), ((3, 43),), ((3, 20), (21, 22), (30, 52))])
+def test_sum_of_few_entries_is_the_sum_of_the_vector_they_stand_for(spans: Any) -> None:
+    positions = np.array([0, 16, 17, 18, 39])
+    entries = Entries(40, np.linspace(-2, 3, 5, dtype=np.float32), positions)
+    sparse, dense = np.ones(64, np.int64), np.ones(64, np.int64)
+    add_to(sparse, entries, spans, 0.3)
+    add_to(dense, Entries(40, entries.vector()), spans, 0.3)
+    assert np.array_equal(sparse, dense)
+    assert np.count_nonzero(sparse != 1) == 5
 
 
 def test_sum_keeps_what_float32_would_lose(federation: Fed) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from boli.codec.sparse import SparseCodec
 from boli.errors import CorruptFileError, StorageError
 from boli.rounds.checkpoint import CheckpointStore, from_parts, to_parts
 from boli.rounds.outer import Nesterov
@@ -19,7 +20,8 @@ RANKS = {"arrah": None, "gaya": 2, "patna": None}
 
 def busy(fed: Any) -> tuple[Any, ServerState]:
     """Return a strategy, and a state with every field in use: two of three updates are in."""
-    strategy = fed.strategy(outer=Nesterov(np.float32(0.7), np.float32(0.9)))
+    outer, downlink = Nesterov(np.float32(0.7), np.float32(0.9)), SparseCodec(density=0.25)
+    strategy = fed.strategy(outer=outer, downlink=downlink)
     rng = np.random.default_rng(0)
     state = fed.state()
     for name in (*RANKS, "arrah", "gaya"):
@@ -53,8 +55,9 @@ def test_state_in_the_middle_of_a_round_comes_back_whole(federation: Fed, tmp_pa
     plain = {"run", "layout"}
     defaults = ServerState("", "", state.theta, {})
     for f in fields(ServerState):  # nothing is left at its default: each field is put to the test
-        if f.name not in plain | {"theta", "partial_sum", "outer"}:
+        if f.name not in plain | {"theta", "unsent", "partial_sum", "outer"}:
             assert getattr(state, f.name) != getattr(defaults, f.name), f.name
+    assert state.unsent is not None
     assert state.partial_sum is not None
     assert state.outer
     CheckpointStore(tmp_path).save(state)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from quadratic import LAYOUT, QuadraticWork
+
+from boli.codec.codec import DenseCodec, decode_frame
+from boli.codec.sparse import SparseCodec
+from boli.durable import Generations
+from boli.rounds.transport import Joined, Stop
+from boli.rounds.update import Order, UpdateHeader, Verdict
+from boli.site.node import Node
+
+
+class Line:
+    """A NodeLink that hands out instructions; `during` comes between local steps."""
+
+    def __init__(self, *instructions: Any, during: Mapping[int, Any] | None = None) -> None:
+        self.waiting, self.during = deque([*instructions, Stop()]), dict(during or {})
+        self.looks = 0
+        self.joined: list[Joined] = []
+        self.sent: list[tuple[UpdateHeader, bytes]] = []
+
+    def join(self, joined: Joined) -> None:
+        self.joined.append(joined)
+
+    def receive(self, timeout_seconds: float | None) -> Any:
+        if timeout_seconds == 0:
+            self.looks += 1
+            return self.during.pop(self.looks, None)
+        return self.waiting.popleft()
+
+    def send_update(self, header: UpdateHeader, payload: bytes) -> None:
+        self.sent.append((header, payload))
+
+    def measure(self, values: Mapping[str, float]) -> None:
+        pass
+
+
+class Noting(QuadraticWork):
+    """Notes where each order's local steps start."""
+
+    def perform(self, order: Order, theta: Any, start: Any, *rest: Any) -> Any:
+        self.starts = [*getattr(self, "starts", []), start]
+        return super().perform(order, theta, start, *rest)
+
+
+def order(sequence: int, steps: int = 4) -> Order:
+    return Order(
+        order=f"run-gaya-{sequence}",
+        site="gaya",
+        sequence=sequence,
+        base_version=0,
+        layout=LAYOUT.digest,
+        local_steps=steps,
+        at_most=steps,
+    )
+
+
+def node(line: Line, folder: Path, **values: Any) -> Node:
+    work = Noting("gaya")
+    made = Node("gaya", line, work, Generations(folder), LAYOUT.digest, **values)
+    made.run()
+    return made
+
+
+def vector(payload: bytes) -> Any:
+    return decode_frame(payload, LAYOUT.digest, LAYOUT.size).vector
+
+
+def test_version_0_is_made_by_the_site_itself(tmp_path: Path) -> None:
+    line = Line(order(1))
+    made = node(line, tmp_path)
+    assert line.joined[0].held_version == 0
+    assert line.sent[0][0].base_version == 0
+    assert np.array_equal(made.theta, made.work.first)
+
+
+def test_old_order_that_comes_again_does_not_displace_a_newer_one_half_done(
+    tmp_path: Path,
+) -> None:
+    line = Line(order(1), order(3), during={6: order(2)})
+    node(line, tmp_path)
+    assert [header.sequence for header, _ in line.sent] == [1, 3]
+
+
+def test_newer_order_displaces_one_half_done(tmp_path: Path) -> None:
+    line = Line(order(1), during={2: order(3)})
+    node(line, tmp_path)
+    assert [header.sequence for header, _ in line.sent] == [3]
+
+
+def test_what_a_codec_leaves_goes_with_the_next_update(tmp_path: Path) -> None:
+    line = Line(order(1), order(2))
+    made = node(line, tmp_path, codec=SparseCodec(density=0.1))
+    sent = sum(vector(payload) for _, payload in line.sent)
+    assert 0 < np.count_nonzero(sent) < LAYOUT.size
+    np.testing.assert_allclose(sent + made.residual, made.work.made, atol=1e-5)
+    assert line.sent[1][0].residual_norm == pytest.approx(np.linalg.norm(made.residual), rel=1e-5)
+
+
+def test_residual_fades_where_the_plan_says_so(tmp_path: Path) -> None:
+    whole = node(Line(order(1), order(2)), tmp_path / "a", codec=SparseCodec(density=0.1))
+    faded = node(
+        Line(order(1), order(2)),
+        tmp_path / "b",
+        codec=SparseCodec(density=0.1),
+        residual_decay=0.5,
+    )
+    assert np.linalg.norm(faded.residual) < np.linalg.norm(whole.residual)
+
+
+def test_refused_update_flows_back_and_nothing_is_lost(tmp_path: Path) -> None:
+    refused = Verdict(
+        order="run-gaya-1", site="gaya", sequence=1, accepted=False, reason="stale", keep=True
+    )
+    line = Line(order(1), refused, refused, order(2))
+    made = node(line, tmp_path, codec=SparseCodec(density=0.1))
+    np.testing.assert_allclose(vector(line.sent[1][1]) + made.residual, made.work.made, atol=1e-5)
+
+
+def test_node_that_was_cut_off_sends_the_same_bytes_again(tmp_path: Path) -> None:
+    first, again = Line(order(1)), Line(order(1), order(1))
+    node(first, tmp_path, codec=DenseCodec("fp16"))
+    node(again, tmp_path, codec=DenseCodec("fp16"))
+    assert [payload for _, payload in again.sent] == [first.sent[0][1]] * 2
+
+
+@pytest.mark.parametrize("from_residual", [True, False])
+def test_site_can_train_on_from_what_it_could_not_send(tmp_path: Path, from_residual: bool) -> None:
+    line = Line(order(1), order(2))
+    made = node(line, tmp_path, codec=SparseCodec(density=0.1), from_residual=from_residual)
+    first, second = made.work.starts
+    assert np.array_equal(first, made.work.first)
+    moved = np.linalg.norm(second - first)
+    assert (moved > 0) == from_residual
+    sent = sum(vector(payload) for _, payload in line.sent)
+    np.testing.assert_allclose(sent + made.residual, made.work.made, atol=1e-5)
