@@ -24,9 +24,9 @@ from boli.errors import CorruptFileError
 from boli.journal import RoundStepped, UpdateAccepted, read_journal
 from boli.rounds.checkpoint import CheckpointStore
 
-ROUNDS = 40
+ROUNDS = 60
 PATIENCE_SECONDS = 120.0
-STARTING_SECONDS = 8.0  # about what a command takes until its first round
+STARTING_SECONDS = 3.0  # less than a command takes until its first round
 
 
 @dataclass
@@ -46,14 +46,14 @@ class Trial:
         while not list(self.runs.glob("*/report.json")):
             resume = ["--resume", "latest"] if list(self.runs.glob("*/run.json")) else []
             self._start(resume or [str(self.plan)])
+            if len(self.done) < self.kills and draw.random() < 0.4:
+                time.sleep(draw.random() * STARTING_SECONDS)
+                self._kill(draw)
             while self._process.poll() is None:  # type: ignore[union-attr]
                 if len(self.done) >= self.kills:
                     self._process.wait(PATIENCE_SECONDS)  # type: ignore[union-attr]
-                elif draw.random() < 0.25:
-                    time.sleep(draw.random() * STARTING_SECONDS)
-                    self._kill(draw)
-                elif self._wait_for_lines(draw.randint(1, 12)):
-                    time.sleep(draw.random() * 0.15)
+                elif self._wait_for_lines(draw.randint(1, 8)):
+                    time.sleep(draw.random() * 0.1)
                     self._kill(draw)
             self._end()
         (report,) = self.runs.glob("*/report.json")
