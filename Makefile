@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help setup demo check test faults bench docs clean
+.PHONY: help setup demo check test faults fuzz bench docs clean
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -37,6 +37,10 @@ test: setup ## every test but the long ones
 
 faults: setup ## 200 seeded kills of coordinator and sites
 	$(BIN)/python -m pytest -m slow tests/faults
+
+fuzz: setup ## 1,000,000 mutations of frames, payloads and facts
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python tests/faults/fuzz_frames.py
 
 bench: setup ## every published number; hours
 	$(BIN)/python benchmarks/local_steps.py

@@ -1,0 +1,102 @@
+"""Coverage-guided mutations of frames, payloads and facts: `make fuzz` runs 1,000,000.
+
+What comes out is a vector of the stated length or a CodecError; anything else, and
+any allocation far above the stated size, ends the run. The checksum is made to fit
+again, as a hostile site would, so that mutations get past it.
+
+    python tests/faults/fuzz_frames.py [-runs=1000000] [libFuzzer's options]
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import struct
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import atheris
+import numpy as np
+
+with atheris.instrument_imports(include=["boli.codec"]):
+    from boli.codec.codec import CODECS, HEADER_BYTES, DenseCodec, decode_frame, encode_frame
+    from boli.codec.facts import LONGEST, pack_facts, unpack_facts
+    from boli.codec.sparse import SparseCodec
+    from boli.errors import CodecError
+
+LAYOUT = "0" * 32
+LENGTHS = (0, 1, 63, 64, 65, 300, 4097)
+ROOM_BYTES = 8 * LONGEST  # far below what a length field can claim
+
+
+def seeds() -> list[bytes]:
+    """Return sound inputs of every kind."""
+    found = []
+    codecs = [DenseCodec(), DenseCodec("fp16")]
+    codecs += [SparseCodec(0.2, bits, 64) for bits in (2, 4, 8, 32)]  # type: ignore[arg-type, misc]
+    for place, length in enumerate(LENGTHS):
+        vector = np.random.default_rng(place).standard_normal(length).astype(np.float32)
+        for codec in codecs:
+            frame = encode_frame(codec, vector, LAYOUT, None, 3)
+            found += [
+                bytes([0, place]) + frame,
+                bytes([codec.number, place]) + frame[HEADER_BYTES:],
+            ]
+    facts = pack_facts({"kind": "update", "order": "run-gaya-1", "sequence": 1, "loss": 2.5})
+    return [*found, bytes([9, 0]) + facts]
+
+
+SEEDS = seeds()
+
+
+def one(data: bytes) -> None:
+    """Read one mutation."""
+    if len(data) < 2:
+        return
+    kind, length = data[0], LENGTHS[data[1] % len(LENGTHS)]
+    body = data[2:]
+    try:
+        if kind in CODECS:
+            assert CODECS[kind].entries(body, length).vector().shape == (length,)
+        elif kind == 9:
+            unpack_facts(body)
+        else:
+            head, rest = body[: HEADER_BYTES - 4], body[HEADER_BYTES:]
+            seal = struct.pack("<I", zlib.crc32(rest, zlib.crc32(head)))
+            assert decode_frame(head + seal + rest, LAYOUT, length).vector.shape == (length,)
+    except CodecError:
+        pass
+
+
+def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+    """Begin at a sound input every other time: libFuzzer itself keeps only the shortest."""
+    draw = random.Random(seed)
+    begin = draw.choice(SEEDS) if draw.random() < 0.5 else data
+    mutated: bytes = atheris.Mutate(begin, min(max_size, len(begin) + 64))
+    return mutated
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for number, data in enumerate(SEEDS):
+            (Path(folder) / f"{number:03}").write_bytes(data)
+        np.seterr(all="ignore")
+        for data in SEEDS:
+            one(data)
+        (used,) = (
+            int(line.split()[1]) * 1024
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("VmSize")
+        )
+        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
+        options = [option for option in sys.argv[1:] if option.startswith("-")]
+        runs = [] if any(option.startswith("-runs") for option in options) else ["-runs=1000000"]
+        options = [*runs, *options, "-max_len=20000", "-len_control=0"]
+        atheris.Setup([sys.argv[0], *options, folder], one, custom_mutator=mutate)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
