@@ -255,6 +255,7 @@ class SitePlan(Section):
     text: tuple[TextSource, ...] = Field(min_length=1)
     rank: int | None = Field(None, ge=1)  # trains the first so many components
     slowdown: float = Field(1.0, ge=1, le=100)  # behave like a machine so many times slower
+    link_mbits: float | None = Field(None, gt=0)  # of its line, megabits a second each way
 
 
 class Plan(Section):

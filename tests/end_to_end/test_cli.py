@@ -131,6 +131,22 @@ def test_check_prints_sizes_bytes_memory_and_time(plan_file: Path) -> None:
     assert done.returncode == 0, done.stderr
     for word in ("is valid", "parameters", "entries", "up a round", "memory", "time"):
         assert word in done.stdout
+    assert "on its line" not in done.stdout
+
+
+def test_check_tells_what_a_sparse_codec_and_a_thin_line_make_of_a_round(plan_file: Path) -> None:
+    settings = ["codec.name=sparse", "codec.density=0.01", "site.gaya.link_mbits=0.1"]
+    sets = [word for setting in settings for word in ("--set", setting)]
+    done = boli("check", plan_file, *sets)
+    assert done.returncode == 0, done.stderr
+    rows = {cells[0]: cells for cells in map(str.split, done.stdout.splitlines()) if cells}
+    assert "on its line" in done.stdout
+    assert rows["arrah"][-1] == "–"
+    assert rows["gaya"][-1] == "s"
+    dense = boli("check", plan_file).stdout
+    (before,) = (line.split() for line in dense.splitlines() if line.split()[:1] == ["gaya"])
+    assert rows["gaya"][7] == "B"  # hundreds of bytes a round, where dense takes thousands
+    assert before[7] == "kB"
 
 
 @pytest.mark.timeout(180)

@@ -112,7 +112,11 @@ def show_forecast(plan: Plan, found: Forecast) -> None:
         table.add_column(name, justify="left" if name in ("site", "language") else "right")
     table.add_column("down a round", justify="right")
     table.add_column("memory", justify="right")
+    has_links = any(site.link_seconds is not None for site in found.sites)
+    if has_links:
+        table.add_column("on its line", justify="right")
     for site in found.sites:
+        line = [duration(site.link_seconds)] if has_links else []
         for language, lines in site.languages.items():
             table.add_row(
                 site.name,
@@ -122,6 +126,7 @@ def show_forecast(plan: Plan, found: Forecast) -> None:
                 size(site.bytes_up),
                 size(site.bytes_down),
                 size(site.memory_bytes),
+                *line,
             )
     console.print(table)
     console.print(f"traffic   {size(found.run_bytes)} for the whole run, all sites")

@@ -19,7 +19,7 @@ from boli.codec.codec import HEADER_BYTES, codec_for
 from boli.corpus.sources import Split
 from boli.errors import ModelError
 from boli.model.layout import Layout
-from boli.plan import AdapterPlan, LocalStepsPlan, OneWayPlan, Plan, available_cores
+from boli.plan import AdapterPlan, LocalStepsPlan, OneWayPlan, Plan, SitePlan, available_cores
 
 MESSAGE_BYTES = 200  # of facts around a payload, measured
 PROCESS_BYTES = 450_000_000  # Python, torch and transformers before any model
@@ -38,6 +38,7 @@ class SiteForecast:
     bytes_up: int  # a round
     bytes_down: int  # a round
     memory_bytes: int
+    link_seconds: float | None  # a round, on the line that the plan gives it
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,7 @@ def forecast(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> Forecast:
     layouts = {site.name: adapter_layout(model, adapter, site.rank) for site in plan.site}
     layout = adapter_layout(model, adapter)
     sites = tuple(
-        _site(plan, site.name, layouts[site.name], splits[site.name], parameters)
-        for site in plan.site
+        _site(plan, site, layouts[site.name], splits[site.name], parameters) for site in plan.site
     )
     steps = plan.model.local_steps
     num_updates = plan.rounds.total * plan.buffer_size
@@ -133,7 +133,7 @@ def _empty_model(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> tuple
 
 
 def _site(
-    plan: Plan, name: str, layout: Layout, splits: Mapping[str, Split], parameters: int
+    plan: Plan, site: SitePlan, layout: Layout, splits: Mapping[str, Split], parameters: int
 ) -> SiteForecast:
     frame = HEADER_BYTES + MESSAGE_BYTES
     up = frame + _expected(plan.codec, layout.size, plan.rounds.total)
@@ -144,12 +144,13 @@ def _site(
     # Vectors: trained, gradient, two moments, version, pseudo-gradient, payload.
     memory = PROCESS_BYTES + base_bytes + 7 * 4 * layout.size + 4 * tokens * 6000
     return SiteForecast(
-        name,
+        site.name,
         {language: split.counts for language, split in splits.items()},
         layout.size,
         up,
         down,
         int(memory),
+        None if site.link_mbits is None else (up + down) * 8 / (site.link_mbits * 1e6),
     )
 
 
