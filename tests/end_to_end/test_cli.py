@@ -24,6 +24,11 @@ def boli(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+def sets(settings: str) -> list[str]:
+    """Return the options that change the plan so."""
+    return [word for setting in settings.split() for word in ("--set", setting)]
+
+
 @pytest.fixture(scope="module")
 def plan_file(
     tiny_plan_file: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
@@ -135,9 +140,8 @@ def test_check_prints_sizes_bytes_memory_and_time(plan_file: Path) -> None:
 
 
 def test_check_tells_what_a_sparse_codec_and_a_thin_line_make_of_a_round(plan_file: Path) -> None:
-    settings = ["codec.name=sparse", "codec.density=0.01", "site.gaya.link_mbits=0.1"]
-    sets = [word for setting in settings for word in ("--set", setting)]
-    done = boli("check", plan_file, *sets)
+    settings = "codec.name=sparse codec.density=0.01 site.gaya.link_mbits=0.1"
+    done = boli("check", plan_file, *sets(settings))
     assert done.returncode == 0, done.stderr
     rows = {cells[0]: cells for cells in map(str.split, done.stdout.splitlines()) if cells}
     assert "on its line" in done.stdout
@@ -319,8 +323,7 @@ OTHER_SETTINGS = {
 def test_other_settings_train_too_and_their_adapter_is_what_was_judged(
     plan_file: Path, tmp_path: Path, settings: str
 ) -> None:
-    sets = [word for setting in settings.split() for word in ("--set", setting)]
-    done = boli("train", plan_file, "--runs", tmp_path, *sets)
+    done = boli("train", plan_file, "--runs", tmp_path, *sets(settings))
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = (path.parent for path in tmp_path.glob("*/plan.json"))
     report = json.loads((run / "report.json").read_text())

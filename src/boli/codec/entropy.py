@@ -43,12 +43,12 @@ def decode_positions(words: Words, count: int, length: int) -> NDArray[np.int64]
         return np.zeros(0, np.int64)
     probabilities = _gap_probabilities(count, length)
     step = probabilities.size - 1
-    decoder = _Decoder(words)
+    decoder = _Decoder(words, probabilities)
     found = np.zeros(count, np.int64)
     num_found, position = 0, -1
     skips_left = length // step
     while num_found < count:
-        symbols = decoder.take(count - num_found, probabilities)
+        symbols = decoder.take(count - num_found)
         is_gap = symbols < step
         ahead = np.cumsum(np.where(is_gap, symbols + 1, step), dtype=np.int64) + position
         skips_left -= symbols.size - int(is_gap.sum())
@@ -84,18 +84,21 @@ def encode_symbols(symbols: NDArray[np.int32], probabilities: NDArray[np.float64
     return words
 
 
-def decode_symbols(words: Words, count: int, probabilities: NDArray[np.float64]) -> Any:
+def decode_symbols(
+    words: Words, count: int, probabilities: NDArray[np.float64]
+) -> NDArray[np.int32]:
     """Return (count,) int32 symbols; words that were never coded give some symbols or other."""
-    return _Decoder(words).take(count, probabilities)
+    return _Decoder(words, probabilities).take(count)
 
 
 class _Decoder:
-    def __init__(self, words: Words) -> None:
+    def __init__(self, words: Words, probabilities: NDArray[np.float64]) -> None:
         self._decoder = constriction.stream.queue.RangeDecoder(words.astype(np.uint32))
+        self._model = _model(probabilities)
 
-    def take(self, count: int, probabilities: NDArray[np.float64]) -> NDArray[np.int32]:
+    def take(self, count: int) -> NDArray[np.int32]:
         try:
-            symbols: NDArray[np.int32] = self._decoder.decode(_model(probabilities), count)
+            symbols: NDArray[np.int32] = self._decoder.decode(self._model, count)
         except (AssertionError, ValueError) as error:  # constriction: invalid compressed data
             raise CodecError("the coded positions or values are damaged") from error
         return symbols

@@ -21,7 +21,7 @@ from boli.errors import ModelError
 from boli.model.layout import Layout
 from boli.plan import AdapterPlan, LocalStepsPlan, OneWayPlan, Plan, SitePlan, available_cores
 
-MESSAGE_BYTES = 200  # of facts around a payload, measured
+MESSAGE_BYTES = 150  # of facts around a payload: 130 up, 170 down, measured
 PROCESS_BYTES = 450_000_000  # Python, torch and transformers before any model
 START_SECONDS = 8.0  # of a node, on an idle core
 LARGEST_TRIED = 100_000_000  # parameters of a model that is tried out

@@ -29,6 +29,7 @@ from boli.rounds.update import (
     Sums,
     UpdateHeader,
     Verdict,
+    norm_of,
 )
 
 NORMS_KEPT = 64
@@ -161,7 +162,7 @@ class BufferedStrategy:
         state, facts = _take_judgements(state, delivery)
         if sums is not None and header.local_steps:
             staleness = state.version - header.base_version
-            norm = float(np.sqrt(np.sum(np.square(entries.values, dtype=np.float64))))
+            norm = norm_of(entries.values)
             weight, scaled = self._weight(header.tokens), self._scale(state, norm)
             add_to(
                 sums,
@@ -235,7 +236,7 @@ class BufferedStrategy:
             norms=norms,
         )
         release = Release(state.version, state.layout, theta, sent, frame)
-        return state, release, float(np.sqrt(np.sum(np.square(sent, dtype=np.float64))))
+        return state, release, norm_of(sent)
 
     def _spans_of(self, state: ServerState, key: str) -> Spans:
         rank = int(key) if key else None

@@ -145,6 +145,11 @@ def take(vector: Vector, spans: Spans) -> Vector:
     return np.concatenate([vector[start:stop] for start, stop in spans] or [vector[:0]])
 
 
+def norm_of(vector: Vector) -> float:
+    """Return the Euclidean norm, summed in float64."""
+    return float(np.sqrt(np.sum(np.square(vector, dtype=np.float64))))
+
+
 class SiteProgress(Message):
     """What the coordinator remembers of one site."""
 

@@ -20,7 +20,7 @@ from boli.codec.codec import Codec, DenseCodec, decode_frame, encode_frame
 from boli.durable import Generations
 from boli.model.layout import Layout, Vector
 from boli.rounds.transport import Joined, NodeLink, Stop, Version, held_digest
-from boli.rounds.update import Judgement, Order, UpdateHeader, Verdict
+from boli.rounds.update import Judgement, Order, UpdateHeader, Verdict, norm_of
 
 MEASURE_EVERY_SECONDS = 0.25
 
@@ -169,9 +169,8 @@ class Node:
         if self._work_state is None:
             self._work_state = self.work.state()
         watch = _Watch(self, order)
-        start = theta
-        if self.from_residual and self.residual is not None:
-            start = theta - np.float32(self.residual_decay) * self.residual
+        carried = self._carried() if self.from_residual else None
+        start = theta if carried is None else theta - carried
         done = self.work.perform(order, theta, start, watch.steps_wanted, watch.after_step)
         if done is None:
             self.work.restore(*self._work_state)
@@ -193,7 +192,7 @@ class Node:
             evaluate_seconds=_brief(done.evaluate_seconds),
             work_seconds=_brief(time.monotonic() - started),
             idle_seconds=_brief(idle),
-            residual_norm=_brief(_norm(self.residual)),
+            residual_norm=0.0 if self.residual is None else _brief(norm_of(self.residual)),
             judgements=done.judgements,
         )
         self.payload = payload
@@ -201,13 +200,16 @@ class Node:
         self.link.send_update(self.answer, self.payload)
         self._idle_since = time.monotonic()
 
+    def _carried(self) -> Vector | None:
+        """Return the residual as it goes into the next update."""
+        return None if self.residual is None else np.float32(self.residual_decay) * self.residual
+
     def _encode(self, order: Order, done: Done, version: int) -> bytes:
         """Return the payload; what it does not carry is the next residual."""
         if done.pseudo_gradient is None:
             return b""
-        error = done.pseudo_gradient
-        if self.residual is not None:
-            error = error + np.float32(self.residual_decay) * self.residual
+        carried = self._carried()
+        error = done.pseudo_gradient if carried is None else done.pseudo_gradient + carried
         frame = encode_frame(self.codec, error, order.layout, order.rank, version)
         left = error - decode_frame(frame, order.layout, error.size).vector
         self.residual = left if left.any() else None
@@ -251,10 +253,6 @@ class Node:
 def _brief(figure: float) -> float:
     """Return a figure in six digits: more would travel for nothing."""
     return float(f"{figure:.6g}")
-
-
-def _norm(vector: Vector | None) -> float:
-    return 0.0 if vector is None else float(np.linalg.norm(vector.astype(np.float64)))
 
 
 class _Watch:
