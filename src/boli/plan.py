@@ -207,10 +207,11 @@ class RoundsPlan(Section):
 
 
 class OneWayPlan(Section):
-    name: Literal["dense", "sparse"] = "dense"
+    name: Literal["dense", "sparse", "dgc"] = "dense"
     dtype: Literal["fp32", "fp16"] = "fp32"  # dense
-    density: float = Field(1 / 32, gt=0, le=0.5)  # sparse: share of the entries that is sent
-    warmup: tuple[float, ...] = ()  # sparse: densities of the first versions
+    density: float = Field(1 / 32, gt=0, le=0.5)  # sparse, dgc: share of the entries that is sent
+    warmup: tuple[float, ...] = ()  # densities of the first versions
+    warmup_rounds: int = Field(1, ge=1)  # that each of them lasts
     value_bits: Literal[2, 4, 8] = 2  # sparse
     chunk: int = Field(4096, ge=0, le=64 * 65535, multiple_of=64)  # 0: the whole vector
     residual_decay: float = Field(1.0, gt=0, le=1)  # of what was left, at every update
@@ -224,8 +225,17 @@ class OneWayPlan(Section):
 
 
 class CodecPlan(OneWayPlan):
+    momentum: float = Field(0.9, ge=0, lt=1)  # dgc: of each site's steps, until they are sent
     train_from_residual: bool = False  # a site goes on from the version and what is not in it yet
     downlink: OneWayPlan | None = None  # by default dense fp32, or sparse as the uplink is
+
+    @model_validator(mode="after")
+    def _downlink_fits(self) -> Self:
+        if self.downlink is not None and self.downlink.name == "dgc":
+            raise ValueError("dgc corrects a site's own steps: set downlink to dense or sparse")
+        if self.name == "dgc" and self.train_from_residual:
+            raise ValueError("under dgc a site trains from the version: remove train_from_residual")
+        return self
 
     @property
     def down(self) -> OneWayPlan:
@@ -234,9 +244,8 @@ class CodecPlan(OneWayPlan):
             return self.downlink
         if self.name == "dense":
             return OneWayPlan()
-        return OneWayPlan.model_validate(
-            self.model_dump(exclude={"downlink", "train_from_residual"})
-        )
+        own = self.model_dump(include=set(OneWayPlan.model_fields))
+        return OneWayPlan.model_validate(own | {"name": "sparse"})
 
 
 class EnginePlan(Section):
@@ -299,12 +308,25 @@ class Plan(Section):
                 "the weights of a 4-bit base cannot be trained: set model.adapter.kind to lora, "
                 'or model.base.quantize = "none"'
             )
+        if self.codec.name == "dgc":
+            self._check_dgc()
         if (self.rounds.buffer_size or 1) > 4 * len(names):
             raise ValueError(
                 f"rounds.buffer_size {self.rounds.buffer_size} is more than 4 updates from each "
                 f"of {len(names)} sites; lower it"
             )
         return self
+
+    def _check_dgc(self) -> None:
+        if self.rounds.mode != "synchronous" or self.rounds.local_steps != 1:
+            raise ValueError(
+                "dgc exchanges every single step, and together: set rounds.local_steps = 1 and "
+                'rounds.mode = "synchronous"; codec "sparse" is for more steps a round'
+            )
+        if self.model.local_steps.beta1:
+            raise ValueError(
+                "dgc keeps the momentum itself, in codec.momentum: set model.local_steps.beta1 = 0"
+            )
 
     @property
     def digest(self) -> str:

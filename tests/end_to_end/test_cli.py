@@ -314,6 +314,10 @@ OTHER_SETTINGS = {
     "sparse": """
         codec.name=sparse codec.density=0.2 codec.warmup=[0.5] codec.downlink.name=sparse
         codec.downlink.density=0.3 codec.downlink.value_bits=4 site.gaya.rank=2""",
+    "dgc": """
+        codec.name=dgc codec.density=0.05 codec.warmup=[0.25] codec.warmup_rounds=5
+        rounds.local_steps=1 rounds.total=30 model.local_steps.beta1=0
+        codec.downlink.name=sparse codec.downlink.density=0.2""",
     "bf16": """
         model.local_steps.precision=bf16 rounds.outer.name=nesterov rounds.total=4""",
 }

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from boli.errors import PlanError
-from boli.plan import Plan
+from boli.plan import CodecPlan, OneWayPlan, Plan
 from boli.plan_file import load_plan, plan_from_tables
 
 PLANS = sorted((Path(__file__).parents[2] / "plans").glob("*.toml"))
@@ -119,6 +119,8 @@ def test_unknown_key_that_looks_like_a_type_is_refused_too(key: str) -> None:
 # --- rules that span several keys
 
 SITE = {"name": "gaya", "language": "mag", "text": ["mag.txt"]}
+DGC: dict[str, Any] = {"name": "dgc"}
+STEP: dict[str, Any] = {"local_steps": 1}
 
 
 @pytest.mark.parametrize(
@@ -168,6 +170,12 @@ SITE = {"name": "gaya", "language": "mag", "text": ["mag.txt"]}
         ),
         ({"site": [SITE | {"text": [{"path": "x.tsv", "column": 0}]}]}, "column counts from 1"),
         ({"site": [SITE | {"text": []}]}, "site.gaya.text: .*at least 1 item"),
+        ({"codec": {"warmup": [0.7]}}, "warmup has a density of 0.7; give shares up to 0.5"),
+        ({"codec": DGC, "rounds": {"local_steps": 2}}, "set rounds.local_steps = 1"),
+        ({"codec": DGC, "rounds": STEP | {"mode": "asynchronous"}}, 'mode = "synchronous"'),
+        ({"codec": DGC, "rounds": STEP}, "set model.local_steps.beta1 = 0"),
+        ({"codec": DGC | {"train_from_residual": True}}, "remove train_from_residual"),
+        ({"codec": {"downlink": DGC}}, "set downlink to dense or sparse"),
     ],
 )
 def test_keys_that_do_not_fit_together_are_refused_with_what_to_change(
@@ -185,12 +193,23 @@ def test_keys_that_do_not_fit_together_are_refused_with_what_to_change(
         {"rounds": {"mode": "asynchronous", "buffer_size": 8}},
         {"model": {"local_steps": {"sequence_length": 64}}},
         {"model": {"adapter": {"kind": "full"}}},
+        {"codec": DGC, "rounds": STEP, "model": {"local_steps": {"beta1": 0}}},
     ],
 )
 def test_values_at_the_edge_of_a_rule_are_allowed(
     tiny_plan: PlanOf, tmp_path: Path, overrides: dict[str, Any]
 ) -> None:
     tiny_plan(tmp_path, **overrides)
+
+
+def test_versions_travel_as_updates_do_where_nothing_else_is_said() -> None:
+    assert CodecPlan(name="dense", dtype="fp16").down == OneWayPlan()
+    sparse = OneWayPlan(name="sparse", density=0.1, warmup=(0.5,), residual_decay=0.9)
+    for name in ("sparse", "dgc"):
+        given = CodecPlan(name=name, density=0.1, warmup=(0.5,), residual_decay=0.9)
+        assert given.down == sparse
+    other = OneWayPlan(name="sparse", density=0.2)
+    assert CodecPlan(name="sparse", downlink=other).down == other
 
 
 # --- --set

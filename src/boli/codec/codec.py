@@ -104,8 +104,9 @@ def codec_for(plan: OneWayPlan) -> Codec:
     match plan.name:
         case "dense":
             return DenseCodec(plan.dtype)
-        case "sparse":
-            return SparseCodec(plan.density, plan.value_bits, plan.chunk, warmup=plan.warmup)
+        case "sparse" | "dgc":  # dgc is a way to fill the residual; its payloads are sparse
+            warmup = tuple(share for share in plan.warmup for _ in range(plan.warmup_rounds))
+            return SparseCodec(plan.density, plan.value_bits, plan.chunk, warmup=warmup)
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,7 @@ def serve(run_folder: Path, site_name: str, link: LocalLink, restarts: int) -> N
         codec=codec_for(plan.codec),
         residual_decay=plan.codec.residual_decay,
         from_residual=plan.codec.train_from_residual,
+        momentum=plan.codec.momentum if plan.codec.name == "dgc" else 0.0,
         slowdown=site.slowdown,
         restarts=restarts,
     ).run()

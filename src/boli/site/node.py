@@ -81,11 +81,13 @@ class Node:
     codec: Codec = field(default_factory=DenseCodec)
     residual_decay: float = 1.0  # of what is left, at every update
     from_residual: bool = False  # train on from the version and what is not in it yet
+    momentum: float = 0.0  # of pseudo-gradients on their way into the residual (DGC)
     slowdown: float = 1.0
     restarts: int = 0
     version: int = -1  # held; -1: none
     theta: Vector | None = None  # (m,)
     residual: Vector | None = None  # (m,) left unsent, or given back; None: zero
+    velocity: Vector | None = None  # (m,) of `momentum`; None: zero
     answer: UpdateHeader | None = None  # the last one, until the next is made
     payload: bytes = b""
     _work_state: tuple[dict[str, NDArray[Any]], dict[str, Any]] | None = None  # between orders
@@ -208,12 +210,29 @@ class Node:
         """Return the payload; what it does not carry is the next residual."""
         if done.pseudo_gradient is None:
             return b""
-        carried = self._carried()
-        error = done.pseudo_gradient if carried is None else done.pseudo_gradient + carried
+        moved, carried = self._with_momentum(done.pseudo_gradient), self._carried()
+        error = moved if carried is None else moved + carried
         frame = encode_frame(self.codec, error, order.layout, order.rank, version)
-        left = error - decode_frame(frame, order.layout, error.size).vector
+        sent = decode_frame(frame, order.layout, error.size).vector
+        left = error - sent
         self.residual = left if left.any() else None
+        if self.momentum:  # what was sent was stale: its momentum would push the same way again
+            self.velocity = np.where(sent == 0, moved, np.float32(0))
         return frame
+
+    def _with_momentum(self, pseudo_gradient: Vector) -> Vector:
+        """Return the velocity, a running mean: momentum goes in before the largest are chosen.
+
+        Source: Lin et al. 2018, Deep Gradient Compression, sections 3.2 and 3.3.
+        https://arxiv.org/abs/1712.01887
+        """
+        if not self.momentum:
+            return pseudo_gradient
+        fresh = np.float32(1 - self.momentum) * pseudo_gradient
+        if self.velocity is None:
+            return fresh
+        velocity: Vector = np.float32(self.momentum) * self.velocity + fresh
+        return velocity
 
     def _save(self) -> None:
         assert self._work_state is not None
@@ -224,6 +243,8 @@ class Node:
             arrays["theta"] = self.theta
         if self.residual is not None:
             arrays["residual"] = self.residual
+        if self.velocity is not None:
+            arrays["velocity"] = self.velocity
         self.store.save(
             arrays,
             {
@@ -243,6 +264,7 @@ class Node:
         self.version = facts["version"]
         self.theta = arrays.get("theta")
         self.residual = arrays.get("residual")
+        self.velocity = arrays.get("velocity")
         self.payload = arrays["payload"].tobytes()
         self.answer = UpdateHeader.model_validate(facts["answer"]) if facts["answer"] else None
         work = {name[5:]: array for name, array in arrays.items() if name.startswith("work.")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,6 +36,9 @@ class TrainingWork:
         }
         lines = [line for split in splits.values() for line in split.train]
         steps = plan.model.local_steps
+        if plan.codec.name == "dgc":  # so that the mean of N sites' steps is clipped at clip_norm
+            clip_norm = steps.clip_norm / math.sqrt(len(plan.site))
+            steps = steps.model_copy(update={"clip_norm": clip_norm})
         length = steps.sequence_length
         seed = int(share_of(f"{plan.rounds.seed}/{site.name}") * 1e9)
         text = PackedText(list(token_lines(base.tokenizer, lines)), length, seed)

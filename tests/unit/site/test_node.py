@@ -141,3 +141,28 @@ def test_site_can_train_on_from_what_it_could_not_send(tmp_path: Path, from_resi
     assert (moved > 0) == from_residual
     sent = sum(vector(payload) for _, payload in line.sent)
     np.testing.assert_allclose(sent + made.residual, made.work.made, atol=1e-5)
+
+
+def test_momentum_goes_in_before_the_largest_are_chosen_and_ends_where_they_are_sent(
+    tmp_path: Path,
+) -> None:
+    line = Line(order(1))
+    made = node(line, tmp_path, codec=SparseCodec(density=0.1), momentum=0.5)
+    sent = vector(line.sent[0][1])
+    half = 0.5 * made.work.made
+    np.testing.assert_allclose(sent + made.residual, half, atol=1e-6)
+    np.testing.assert_allclose(made.velocity, np.where(sent == 0, half, 0), atol=1e-6)
+    second = Line(order(2))
+    again = node(second, tmp_path, codec=SparseCodec(density=0.1), momentum=0.5)
+    moved = 0.5 * (again.work.made - made.work.made) + 0.5 * made.velocity
+    total = vector(second.sent[0][1]) + again.residual
+    np.testing.assert_allclose(total, made.residual + moved, atol=1e-5)
+
+
+def test_node_that_was_cut_off_keeps_its_momentum(tmp_path: Path) -> None:
+    whole, first, rest = Line(order(1), order(2)), Line(order(1)), Line(order(2))
+    settings: dict[str, Any] = {"codec": SparseCodec(density=0.1), "momentum": 0.9}
+    node(whole, tmp_path / "a", **settings)
+    node(first, tmp_path / "b", **settings)
+    node(rest, tmp_path / "b", **settings)
+    assert whole.sent[1][1] == rest.sent[0][1]
