@@ -6,6 +6,7 @@ A run's folder:
     run.json        what was prepared: base, layouts, and the base's own figures
     journal.jsonl   every fact, hash-chained
     checkpoints/    the coordinator's last two states
+    versions/       the last compressed steps, for sites that missed some
     sites/NAME/     each site's own state and log; on another machine, it stays there
     adapter/        the result, in PEFT's format (a whole model for adapter kind "full")
     report.html, report.json
@@ -244,7 +245,9 @@ def _transport(run: Run, prepared: Prepared) -> Iterator[Transport]:
     from boli.engine.local import LocalTransport, node_command
 
     folder = run.folder.resolve()
-    transport = LocalTransport(node_command(folder), folder / "sites", prepared.threads)
+    transport = LocalTransport(
+        node_command(folder), folder / "sites", prepared.threads, folder / "versions"
+    )
     with contextlib.closing(transport):
         yield transport
 

@@ -81,16 +81,19 @@ class _Seat:
 class LocalTransport:
     """The coordinator's side: starts nodes, watches them, passes messages."""
 
-    def __init__(self, command: NodeCommand, folder: Path, threads: int = 1) -> None:
+    def __init__(
+        self, command: NodeCommand, folder: Path, threads: int = 1, versions: Path | None = None
+    ) -> None:
         self._command = command
         self._folder = folder  # one log file a site
         self._threads = threads
         self._seats: dict[str, _Seat] = {}
         self._incoming: queue.SimpleQueue[tuple[_Seat, Line, bytes | None]] = queue.SimpleQueue()
+        self._versions_folder = versions  # outlives this process
         self._versions: VersionLog | None = None
 
     def start(self, views: Mapping[str, tuple[int | None, Spans]], release: Release) -> None:
-        self._versions = VersionLog(views, release)
+        self._versions = VersionLog(views, release, self._versions_folder)
         for site, (_, spans) in views.items():
             entries = sum(stop - start for start, stop in spans)
             self._seats[site] = _Seat(site, HEADERS_BYTES + 4 * entries)

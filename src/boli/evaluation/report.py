@@ -227,7 +227,7 @@ def _site(told: Told, site: Mapping[str, Any]) -> dict[str, Any]:
         "idle_seconds": idle,
         "idle_percent": _ratio(100 * idle, idle + work),
         "bytes_up": total("bytes_up"),
-        "bytes_down": told.bytes_down[name],
+        "bytes_down": sum(down for (owner, _), down in told.bytes_down.items() if owner == name),
         "staleness": {"mean": _ratio(sum(ages), len(ages)), "max": max(ages, default=None)},
         "rejected": dict(refused),
         "benched": told.benched.get(name),
@@ -247,7 +247,7 @@ def _rounds(told: Told, sites: Mapping[str, Any]) -> list[dict[str, Any]]:
             "seconds": seconds,
             "step_norm": step.step_norm,
             "num_updates": step.num_updates,
-            "bytes_up": sum(update.bytes_up for update in _all(folded[version])),
+            **_bytes_of_round(told, version, _all(folded[version]), sites),
             "residual_norm": _ratio(
                 sum(update.residual_norm for update in _all(folded[version])), step.num_updates
             ),
@@ -257,6 +257,21 @@ def _rounds(told: Told, sites: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for version, (seconds, step) in sorted(told.rounds.items())
     ]
+
+
+def _bytes_of_round(
+    told: Told, version: int, updates: Iterable[UpdateAccepted], sites: Iterable[str]
+) -> dict[str, Any]:
+    """Return bytes by site: up in the updates that made a version, down with the work for it."""
+    up = dict.fromkeys(sites, 0)
+    for update in updates:
+        up[update.site] += update.bytes_up
+    last = version == told.version  # what follows it is only to judge it
+    down = {
+        name: told.bytes_down[name, version - 1] + (told.bytes_down[name, version] if last else 0)
+        for name in up
+    }
+    return {"bytes_up": up, "bytes_down": down}
 
 
 def _all(by_language: Mapping[str, list[UpdateAccepted]]) -> list[UpdateAccepted]:

@@ -81,7 +81,7 @@ class Told:
     answers: dict[tuple[str, str], UpdateAccepted | UpdateRejected] = field(default_factory=dict)
     judged: dict[tuple[str, str, str, int], Evaluated] = field(default_factory=dict)
     num_lines: dict[str, Any] = field(default_factory=dict)
-    bytes_down: Counter[str] = field(default_factory=Counter)
+    bytes_down: Counter[tuple[str, int]] = field(default_factory=Counter)  # by site, version
     benched: dict[str, str] = field(default_factory=dict)
     restarts: dict[tuple[str, int], int] = field(default_factory=dict)  # by site and resumes
     told_at: dict[tuple[str, str], int] = field(default_factory=dict)  # line of each answer
@@ -151,7 +151,7 @@ class Told:
                 self.num_lines[site] = num_lines
                 self.restarts[site, len(self.stops)] = restarts
             case OrderSent():
-                self.bytes_down[event.site] += event.bytes_down
+                self.bytes_down[event.site, event.base_version] += event.bytes_down
                 if event.local_steps:
                     lane.training = True
                 else:

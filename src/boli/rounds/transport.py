@@ -5,11 +5,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from boli.codec.codec import HEADER_BYTES
+from boli.durable import read_tensors, write_tensors
+from boli.errors import CorruptFileError
 from boli.rounds.update import (
     Order,
     Release,
@@ -92,39 +95,88 @@ def held_digest(theta: Vector | None) -> int:
     return 0 if theta is None else zlib.crc32(np.ascontiguousarray(theta).view(np.uint8).data)
 
 
+def _room(spans: Spans) -> int:
+    """Return the bytes of a snapshot."""
+    return HEADER_BYTES + 4 * sum(stop - start for start, stop in spans)
+
+
 @dataclass
 class VersionLog:
     """What an engine needs to bring a node to the current version: O(d), whatever the run's length.
 
-    The last few steps are kept while they are together no larger than a snapshot.
+    The last few steps are kept while they are together no larger than a snapshot,
+    also in `folder`, if there is one: a coordinator that is started again needs no snapshots.
     """
 
     views: Mapping[str, tuple[int | None, Spans]]  # by site
     release: Release
+    folder: Path | None = None
     _frames: dict[tuple[int | None, int], bytes] = field(default_factory=dict)  # rank, version
     _digests: dict[tuple[int | None, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._note(self.release)
+        if self.folder is not None:
+            self._read(self.folder)
 
     def _note(self, release: Release) -> None:
         for rank, spans in dict(self.views.values()).items():
             self._digests[rank, release.version] = held_digest(take(release.theta, spans))
 
+    def _read(self, folder: Path) -> None:
+        """Take up the steps that lead to the release; of another history none fit."""
+        for version in range(self.release.version, 0, -1):
+            try:
+                arrays, facts = read_tensors(folder / f"{version:09d}.safetensors")
+            except CorruptFileError:
+                return
+            for key, (before, after) in facts["digests"].items():
+                rank = int(key) or None
+                if self._digests.get((rank, version)) == after:
+                    self._digests[rank, version - 1] = before
+                    self._frames[rank, version] = arrays[key].tobytes()
+
+    def _write(self, folder: Path) -> None:
+        """Write down the last step if it is smaller than a snapshot; drop those no view keeps."""
+        version, ranks = self.release.version, dict(self.views.values())
+        if all(len(self._frames[rank, version]) >= _room(ranks[rank]) for rank in ranks):
+            return
+        write_tensors(
+            folder / f"{version:09d}.safetensors",
+            {
+                str(rank or 0): np.frombuffer(self._frames[rank, version], np.uint8)
+                for rank in ranks
+            },
+            {"digests": {str(rank or 0): self._digests_around(rank, version) for rank in ranks}},
+        )
+        oldest = min(kept for _, kept in self._frames)
+        for path in folder.glob("[0-9]*.safetensors"):
+            if not oldest <= int(path.stem) <= version:
+                path.unlink(missing_ok=True)
+
+    def _digests_around(self, rank: int | None, version: int) -> tuple[int, int]:
+        return self._digests[rank, version - 1], self._digests[rank, version]
+
     def publish(self, release: Release) -> None:
-        """Take in the next version."""
+        """Take in the next version.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
         self.release = release
         self._note(release)
         for rank, spans in dict(self.views.values()).items():
             frame = release.delta_frame(rank, spans)
             self._frames[rank, release.version] = frame
-            room = HEADER_BYTES + 4 * sum(stop - start for start, stop in spans)
+            room = _room(spans)
             for version in range(release.version, -1, -1):
                 room -= len(self._frames.get((rank, version), b""))
                 if room < 0 and version < release.version:
                     self._frames.pop((rank, version), None)
                     self._digests.pop((rank, version - 1), None)
                     break
+        if self.folder is not None:
+            self._write(self.folder)
 
     def step_for(self, site: str) -> Version:
         """Return the last step, for a node that holds the version before."""

@@ -282,6 +282,21 @@ def test_loss_of_a_round_is_weighed_by_tokens_and_counts_stale_updates(
     assert (second["version"], second["tokens"], second["seconds"]) == (2, 500, 2.0)
 
 
+def test_bytes_and_residuals_are_told_by_round_and_site(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(1, ordered("arrah", 1, 0, down=10), ordered("gaya", 1, 0, down=20))
+    told.at(2, accepted("arrah", 1, 0, bytes_up=100, residual_norm=3.0))
+    told.at(2, accepted("gaya", 1, 0, bytes_up=200, residual_norm=5.0), stepped(1, 200, 2))
+    told.at(3, ordered("arrah", 2, 1, down=30), accepted("arrah", 2, 1, bytes_up=400))
+    told.at(4, stepped(2, 300, 1), ordered("arrah", 3, 2, down=50))
+    first, last = told.figures()["rounds"]
+    assert first["bytes_up"] == {"arrah": 100, "gaya": 200}
+    assert first["bytes_down"] == {"arrah": 10, "gaya": 20}
+    assert first["residual_norm"] == pytest.approx(4.0)
+    assert last["bytes_up"] == {"arrah": 400, "gaya": 0}
+    assert last["bytes_down"] == {"arrah": 80, "gaya": 0}  # with the order to judge the end
+
+
 def test_compression_compares_with_what_the_sites_own_rank_would_send(
     story: Callable[..., Story],
 ) -> None:
