@@ -225,6 +225,7 @@ class OneWayPlan(Section):
 
 
 class CodecPlan(OneWayPlan):
+    least_density: float | None = Field(None, gt=0, le=0.5)  # speed_aware: down to it on thin lines
     momentum: float = Field(0.9, ge=0, lt=1)  # dgc: of each site's steps, until they are sent
     train_from_residual: bool = False  # a site goes on from the version and what is not in it yet
     downlink: OneWayPlan | None = None  # by default dense fp32, or sparse as the uplink is
@@ -233,6 +234,13 @@ class CodecPlan(OneWayPlan):
     def _downlink_fits(self) -> Self:
         if self.downlink is not None and self.downlink.name == "dgc":
             raise ValueError("dgc corrects a site's own steps: set downlink to dense or sparse")
+        if self.least_density is not None and (
+            self.name != "sparse" or self.least_density > self.density
+        ):
+            raise ValueError(
+                f"least_density {self.least_density} bounds the density {self.density} of codec "
+                '"sparse" from below; lower it, or remove it'
+            )
         if self.name == "dgc" and self.train_from_residual:
             raise ValueError("under dgc a site trains from the version: remove train_from_residual")
         return self
@@ -310,6 +318,11 @@ class Plan(Section):
             )
         if self.codec.name == "dgc":
             self._check_dgc()
+        if self.codec.least_density is not None and not self.rounds.speed_aware:
+            raise ValueError(
+                "codec.least_density follows the measured lines: set rounds.speed_aware = true, "
+                "or remove it"
+            )
         if (self.rounds.buffer_size or 1) > 4 * len(names):
             raise ValueError(
                 f"rounds.buffer_size {self.rounds.buffer_size} is more than 4 updates from each "

@@ -288,6 +288,7 @@ def _rounds(
         synchronous=rounds.mode == "synchronous",
         speed_aware=rounds.speed_aware,
         every_rounds=plan.evaluation.every_rounds,
+        densities=(plan.codec.least_density or plan.codec.density, plan.codec.density),
     )
 
     def check_site(joined: Joined) -> None:

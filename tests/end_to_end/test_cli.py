@@ -310,6 +310,7 @@ OTHER_SETTINGS = {
         rounds.outer.name=delayed_nesterov rounds.outer.learning_rate=0.5""",
     "frozen_a": """
         model.adapter.kind=frozen_a rounds.mode=asynchronous rounds.speed_aware=true
+        codec.name=sparse codec.density=0.3 codec.least_density=0.1
         rounds.deadline_seconds=0.5 site.gaya.slowdown=2""",
     "sparse": """
         codec.name=sparse codec.density=0.2 codec.warmup=[0.5] codec.downlink.name=sparse

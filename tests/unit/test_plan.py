@@ -175,6 +175,15 @@ STEP: dict[str, Any] = {"local_steps": 1}
         ({"codec": DGC, "rounds": STEP | {"mode": "asynchronous"}}, 'mode = "synchronous"'),
         ({"codec": DGC, "rounds": STEP}, "set model.local_steps.beta1 = 0"),
         ({"codec": DGC | {"train_from_residual": True}}, "remove train_from_residual"),
+        ({"codec": {"least_density": 0.01}}, "bounds the density .* lower it, or remove it"),
+        (
+            {"codec": {"name": "sparse", "density": 0.1, "least_density": 0.2}},
+            "least_density 0.2 bounds the density 0.1",
+        ),
+        (
+            {"codec": {"name": "sparse", "least_density": 0.01}},
+            "set rounds.speed_aware = true, or remove it",
+        ),
         ({"codec": {"downlink": DGC}}, "set downlink to dense or sparse"),
     ],
 )

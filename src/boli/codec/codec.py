@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -107,6 +107,13 @@ def codec_for(plan: OneWayPlan) -> Codec:
         case "sparse" | "dgc":  # dgc is a way to fill the residual; its payloads are sparse
             warmup = tuple(share for share in plan.warmup for _ in range(plan.warmup_rounds))
             return SparseCodec(plan.density, plan.value_bits, plan.chunk, warmup=warmup)
+
+
+def at_density(codec: Codec, density: float) -> Codec:
+    """Return the codec that sends this share of the entries, if it leaves any out; 0: as it is."""
+    if density and isinstance(codec, SparseCodec):
+        return replace(codec, density=density, warmup=())
+    return codec
 
 
 @dataclass(frozen=True)

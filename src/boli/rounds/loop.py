@@ -84,6 +84,7 @@ class Rounds:
         """Take in what arrived; make rounds of it; ask for more."""
         before = state
         joined, deliveries = self._sort(arrivals)
+        state = self._time_links(state, deliveries)
         state, verdicts, events = self.strategy.fold(state, deliveries)
         releases = []
         while self.strategy.ready(state):
@@ -153,6 +154,19 @@ class Rounds:
                         UpdateRejected("", arrival.site, "malformed", arrival.detail)
                     )
         return joined, deliveries
+
+    def _time_links(self, state: ServerState, deliveries: Sequence[Delivery]) -> ServerState:
+        """Note how long answers to open orders took besides the work, where orders heed it."""
+        for name, header in ((d.site, d.update.header) for d in deliveries):
+            site = state.sites.get(name)
+            if site is None or site.outstanding is None or name not in self._sent_at:
+                continue
+            asked = site.outstanding.sequence, site.outstanding.attempt
+            if self.schedule.speed_aware and (header.sequence, header.attempt) == asked:
+                taken = self.clock() - self._sent_at[name] - header.work_seconds
+                mean = (site.link_seconds + taken) / 2 if site.link_seconds else taken
+                state = state.with_site(name, link_seconds=max(0.0, mean))
+        return state
 
     def _reopen(
         self, state: ServerState, joined: Sequence[str], issued: Sequence[Order]

@@ -11,6 +11,8 @@ import numpy as np
 
 from boli.rounds.update import Order, Part, ServerState, SiteProgress
 
+LINK_SHARE = 0.25  # of a round's time, above which a line is spared
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -21,6 +23,7 @@ class Schedule:
     synchronous: bool
     speed_aware: bool
     every_rounds: int  # between judgements of the tuning part
+    densities: tuple[float, float] = (0.0, 0.0)  # bounds of what the codec sends
 
     def issue(self, state: ServerState) -> tuple[ServerState, list[Order]]:
         """Give every idle site its next order; `state` is left untouched.
@@ -41,7 +44,9 @@ class Schedule:
             if wanted:
                 order = self._order(state, name, site)
                 orders.append(order)
-                state = state.with_site(name, outstanding=order, sequence=order.sequence)
+                state = state.with_site(
+                    name, outstanding=order, sequence=order.sequence, density=order.density
+                )
         return state, orders
 
     def shrink(self, state: ServerState, name: str) -> tuple[ServerState, Order | None]:
@@ -86,6 +91,7 @@ class Schedule:
             rank=site.rank,
             local_steps=steps,
             at_most=steps,
+            density=self._density(state, site) if steps else 0.0,
             position=min(1.0, state.version / self.total),
             position_step=1.0 / (self.total * max(1, steps)),
             evaluate=self._parts(state, site),
@@ -102,13 +108,29 @@ class Schedule:
         return ("tuning",) if due >= self.every_rounds else ()
 
     def _steps(self, state: ServerState, site: SiteProgress) -> int:
-        """Let every site take about equal time: H times its speed over the median, clamped."""
-        speeds = [
-            state.sites[name].steps_per_second
-            for name in state.active
-            if state.sites[name].steps_per_second > 0
-        ]
-        if not self.speed_aware or not speeds or site.steps_per_second <= 0:
+        """Let work and way take all sites about the same time: H steps at the median, clamped."""
+        seconds = self._ordinary_seconds(state)
+        if not self.speed_aware or not seconds or site.steps_per_second <= 0:
             return self.local_steps
-        ratio = float(np.clip(site.steps_per_second / float(np.median(speeds)), 1 / 8, 4))
-        return max(1, round(self.local_steps * ratio))
+        steps = site.steps_per_second * (seconds - site.link_seconds)
+        return max(1, round(float(np.clip(steps, self.local_steps / 8, self.local_steps * 4))))
+
+    def _ordinary_seconds(self, state: ServerState) -> float:
+        """Return the median of what H steps take a site, its line included; 0: nothing measured."""
+        sites = [state.sites[name] for name in state.active]
+        times = [
+            self.local_steps / site.steps_per_second + site.link_seconds
+            for site in sites
+            if site.steps_per_second > 0
+        ]
+        return float(np.median(times)) if times else 0.0
+
+    def _density(self, state: ServerState, site: SiteProgress) -> float:
+        """Send less over a line that takes more than its share of the time; 0: as the plan says."""
+        least, most = self.densities
+        seconds = self._ordinary_seconds(state)
+        if not self.speed_aware or least >= most or not seconds or not site.link_seconds:
+            return 0.0
+        change = float(np.clip(LINK_SHARE * seconds / site.link_seconds, 0.5, 2.0))
+        density = float(np.clip((site.density or most) * change, least, most))
+        return 0.0 if density == most else float(f"{density:.3g}")

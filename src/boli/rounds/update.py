@@ -47,6 +47,7 @@ class Order(Message):
     rank: int | None = None
     local_steps: Count  # 0: only evaluate
     at_most: Count = 0  # local steps of the first attempt; an answer to it is welcome too
+    density: Finite = 0.0  # share of the entries to send; 0: as the plan says
     position: Finite = 0.0  # of the run when it starts, 0 to 1: the learning-rate schedule
     position_step: Finite = 0.0  # of the run, per local step
     evaluate: tuple[Part, ...] = ()  # judged at base_version, before training
@@ -163,6 +164,8 @@ class SiteProgress(Message):
     judged_sequence: int = 0  # of the answer that told it
     finished: bool = False  # has judged the last version
     steps_per_second: float = 0.0  # last measured
+    link_seconds: float = 0.0  # of an order and its answer on the way, a running mean
+    density: float = 0.0  # last asked of its codec; 0: as the plan says
     rejections: int = 0  # in a row
     benched: str = ""  # why it gets no more orders
 

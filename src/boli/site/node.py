@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from boli.codec.codec import Codec, DenseCodec, decode_frame, encode_frame
+from boli.codec.codec import Codec, DenseCodec, at_density, decode_frame, encode_frame
 from boli.durable import Generations
 from boli.model.layout import Layout, Vector
 from boli.rounds.transport import Joined, NodeLink, Stop, Version, held_digest
@@ -212,7 +212,8 @@ class Node:
             return b""
         moved, carried = self._with_momentum(done.pseudo_gradient), self._carried()
         error = moved if carried is None else moved + carried
-        frame = encode_frame(self.codec, error, order.layout, order.rank, version)
+        codec = at_density(self.codec, order.density)
+        frame = encode_frame(codec, error, order.layout, order.rank, version)
         sent = decode_frame(frame, order.layout, error.size).vector
         left = error - sent
         self.residual = left if left.any() else None

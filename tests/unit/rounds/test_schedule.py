@@ -205,6 +205,39 @@ def test_speed_does_not_count_unless_asked_for(federation: Fed) -> None:
     assert set(asked(state, speed_aware=False).values()) == {16}
 
 
+def test_time_on_a_line_is_taken_from_the_steps_so_that_all_are_done_together(
+    federation: Fed,
+) -> None:
+    state = speeds(federation(THREE), arrah=2.0, gaya=2.0, patna=1.0)
+    state = state.with_site("gaya", link_seconds=4.0)
+    found = asked(state)  # 16 steps take 8, 8 + 4 and 16 s
+    assert found == {"arrah": 24, "gaya": 16, "patna": 12}
+    slow = state.with_site("gaya", link_seconds=100.0)
+    assert asked(slow)["gaya"] == 2  # however long the line takes, some work is asked for
+
+
+def densities(state: ServerState, **values: Any) -> dict[str, float]:
+    settings = {"synchronous": False, "speed_aware": True, "densities": (0.01, 0.1)}
+    after, orders = schedule(**(settings | values)).issue(state)
+    assert {name: site.density for name, site in after.sites.items()} == {
+        order.site: order.density for order in orders
+    }
+    return {order.site: order.density for order in orders}
+
+
+def test_thin_line_is_spared_within_the_bounds_of_the_plan(federation: Fed) -> None:
+    state = speeds(federation(THREE), arrah=2.0, gaya=2.0, patna=2.0)
+    assert set(densities(state).values()) == {0.0}  # no line measured: as the plan says
+    state = state.with_site("gaya", link_seconds=3.0).with_site("patna", link_seconds=1.0)
+    assert densities(state) == {"arrah": 0.0, "gaya": 0.075, "patna": 0.0}
+    state = state.with_site("gaya", density=0.011, link_seconds=50.0)
+    assert densities(state)["gaya"] == 0.01
+    assert densities(state, densities=(0.1, 0.1))["gaya"] == 0.0
+    assert densities(state, speed_aware=False)["gaya"] == 0.0
+    state = state.with_site("gaya", density=0.06, link_seconds=0.5)
+    assert densities(state)["gaya"] == 0.0  # back at what the plan says
+
+
 def test_benched_site_does_not_count_in_the_median(federation: Fed) -> None:
     state = speeds(federation(THREE), arrah=1.0, gaya=1.0, patna=1000.0)
     state = state.with_site("patna", benched="why")

@@ -143,6 +143,14 @@ def test_site_can_train_on_from_what_it_could_not_send(tmp_path: Path, from_resi
     np.testing.assert_allclose(sent + made.residual, made.work.made, atol=1e-5)
 
 
+def test_order_may_ask_for_fewer_entries(tmp_path: Path) -> None:
+    thin = order(2).model_copy(update={"density": 0.05})
+    line = Line(order(1), thin)
+    node(line, tmp_path, codec=SparseCodec(density=0.5))
+    many, few = (np.count_nonzero(vector(payload)) for _, payload in line.sent)
+    assert 0 < few < many / 5
+
+
 def test_momentum_goes_in_before_the_largest_are_chosen_and_ends_where_they_are_sent(
     tmp_path: Path,
 ) -> None:
