@@ -1,8 +1,9 @@
 """Coverage-guided mutations of frames, payloads and facts: `make fuzz` runs 1,000,000.
 
-What comes out is a vector of the stated length or a CodecError; anything else, and
-any allocation far above the stated size, ends the run. The checksum is made to fit
-again, as a hostile site would, so that mutations get past it.
+What comes out is a vector of the stated length or a CodecError; anything else ends the
+run, and so does memory above twice what the stated entries need, a position and a value
+each, and the message itself. The checksum is made to fit again, as a hostile site would,
+so that mutations get past it.
 
     python tests/faults/fuzz_frames.py [-runs=1000000] [libFuzzer's options]
 """
@@ -14,6 +15,7 @@ import resource
 import struct
 import sys
 import tempfile
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -27,8 +29,10 @@ with atheris.instrument_imports(include=["boli.codec"]):
     from boli.errors import CodecError
 
 LAYOUT = "0" * 32
+FACTS = 9  # kind of a seed; other kinds are codecs, or whole frames
 LENGTHS = (0, 1, 63, 64, 65, 300, 4097)
-ROOM_BYTES = 8 * LONGEST  # far below what a length field can claim
+ENTRY_BYTES = 12  # a position and a value
+FIXED_BYTES = 1 << 14  # of what does not grow with a message
 
 
 def seeds() -> list[bytes]:
@@ -45,22 +49,32 @@ def seeds() -> list[bytes]:
                 bytes([codec.number, place]) + frame[HEADER_BYTES:],
             ]
     facts = pack_facts({"kind": "update", "order": "run-gaya-1", "sequence": 1, "loss": 2.5})
-    return [*found, bytes([9, 0]) + facts]
+    return [*found, bytes([FACTS, 0]) + facts]
 
 
 SEEDS = seeds()
 
 
 def one(data: bytes) -> None:
-    """Read one mutation."""
+    """Read one mutation, and look at the memory that it took."""
     if len(data) < 2:
         return
     kind, length = data[0], LENGTHS[data[1] % len(LENGTHS)]
-    body = data[2:]
+    tracemalloc.start()
+    read(kind, data[2:], length)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    stated = LONGEST if kind == FACTS else ENTRY_BYTES * length
+    if most > 2 * (stated + len(data)) + FIXED_BYTES:
+        raise MemoryError(f"{most} bytes to read {len(data)} that state {stated}")
+
+
+def read(kind: int, body: bytes, length: int) -> None:
+    """Read a frame, a payload or facts, whole or refused."""
     try:
         if kind in CODECS:
             assert CODECS[kind].entries(body, length).vector().shape == (length,)
-        elif kind == 9:
+        elif kind == FACTS:
             unpack_facts(body)
         else:
             head, rest = body[: HEADER_BYTES - 4], body[HEADER_BYTES:]

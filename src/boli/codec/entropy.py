@@ -18,6 +18,7 @@ from boli.errors import CodecError
 Words = NDArray[np.uint32]
 SPAN = 6  # gaps up to so many times the mean gap have a symbol of their own
 LARGEST_ALPHABET = 1 << 16
+AT_ONCE = 1 << 14  # symbols: what is between them and positions stays small
 
 
 def encode_positions(positions: NDArray[np.int64], length: int) -> Words:
@@ -48,9 +49,11 @@ def decode_positions(words: Words, count: int, length: int) -> NDArray[np.int64]
     num_found, position = 0, -1
     skips_left = length // step
     while num_found < count:
-        symbols = decoder.take(count - num_found)
+        symbols = decoder.take(min(count - num_found, AT_ONCE))
         is_gap = symbols < step
-        ahead = np.cumsum(np.where(is_gap, symbols + 1, step), dtype=np.int64) + position
+        symbols[is_gap] += 1
+        ahead = np.cumsum(symbols, dtype=np.int64)
+        ahead += position
         skips_left -= symbols.size - int(is_gap.sum())
         if ahead[-1] >= length or skips_left < 0:
             raise CodecError(f"a position lies outside the {length} entries")
@@ -67,7 +70,7 @@ def _gap_probabilities(count: int, length: int) -> NDArray[np.float64]:
     Products and sums only: they are the same on every machine, powers are not.
     """
     share = count / length
-    size = min(LARGEST_ALPHABET, max(1, -(-SPAN * length // count)))
+    size = min(LARGEST_ALPHABET, max(64, length // 4), max(1, -(-SPAN * length // count)))
     steps = np.full(size, 1.0 - share)
     steps[0] = share
     probabilities = np.cumprod(steps)

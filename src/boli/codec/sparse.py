@@ -124,9 +124,13 @@ class SparseCodec:
             return Entries(length, np.zeros(0, np.float32), positions)
         levels = decode_symbols(coded, count, _shares(often))
         scales = (upper.astype(np.uint32) << 16).view(np.float32).reshape(num_groups, -1)
-        group = positions // ((chunk * 64 or length) * scale_chunks)
-        values = _book(scales, bits)[group, levels]
-        negative = np.unpackbits(signs, count=count, bitorder="little").astype(bool)
+        size = (chunk * 64 or length) * scale_chunks
+        ends = np.searchsorted(positions, np.arange(1, num_groups + 1) * size)
+        values, start = np.empty(count, np.float32), 0
+        for magnitudes, end in zip(_book(scales, bits), ends, strict=True):
+            magnitudes.take(levels[start:end], out=values[start:end])
+            start = end
+        negative = np.unpackbits(signs, count=count, bitorder="little").view(bool)
         np.negative(values, out=values, where=negative)
         return Entries(length, values, positions)
 
