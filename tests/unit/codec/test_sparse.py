@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from boli.codec.codec import decode_frame, encode_frame
-from boli.codec.entropy import encode_positions
+from boli.codec.entropy import decode_positions, encode_positions
 from boli.codec.sparse import SparseCodec, largest
 from boli.errors import CodecError
 
@@ -123,3 +123,16 @@ def test_expected_bytes_are_about_what_a_payload_takes(bits: int, density: float
     codec = SparseCodec(density, bits, chunk=0)
     found = len(codec.encode(random_vector(200_000)))
     assert codec.expected_bytes(200_000, 0) == pytest.approx(found, rel=0.2)
+
+
+def test_words_that_lead_past_the_end_are_refused() -> None:
+    refused = 0
+    for seed in range(100):
+        words = np.random.default_rng(seed).integers(0, 1 << 32, 8, np.uint32)
+        try:
+            positions = decode_positions(words, 20, 64)
+        except CodecError:
+            refused += 1
+        else:
+            assert positions[-1] < 64
+    assert 0 < refused < 100
