@@ -35,7 +35,7 @@ $(VENV)-imports/.ready: constraints.txt
 test: setup ## every test but the long ones
 	$(BIN)/python -m pytest
 
-faults: setup ## 200 seeded kills of coordinator and sites
+faults: setup ## 1,000 seeded kills of coordinator and sites, and 200 power cuts
 	$(BIN)/python -m pytest -m slow tests/faults
 
 fuzz: setup ## 1,000,000 mutations of frames, payloads and facts

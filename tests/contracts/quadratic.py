@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boli.codec.codec import DenseCodec, decode_frame
+from boli.codec.codec import codec_for, decode_frame
 from boli.durable import Generations
 from boli.model.layout import Layout, Vector
 from boli.rounds.checkpoint import CheckpointStore
@@ -137,6 +137,7 @@ class Job:
     rounds: Mapping[str, Any] = field(default_factory=dict)  # of the plan
     every_rounds: int = 2  # between judgements
     dtype: str = "fp32"
+    codec: Mapping[str, Any] = field(default_factory=dict)  # of the plan, beside the dtype
     step_seconds: Mapping[str, float] = field(default_factory=dict)  # really slept, by site
     lies: Mapping[str, str] = field(default_factory=dict)  # of the local engine's nodes
 
@@ -154,7 +155,7 @@ class Job:
                     "local_steps": {"batch_sequences": 1, "sequence_length": TOKENS_A_STEP},
                 },
                 "rounds": {"total": 4, "local_steps": 4, **self.rounds},
-                "codec": {"dtype": self.dtype},
+                "codec": {"dtype": self.dtype, **self.codec},
                 "evaluation": {"every_rounds": self.every_rounds},
                 "site": [
                     {"name": name, "language": "bho", "text": text, "rank": rank}
@@ -171,9 +172,18 @@ class Job:
         return QuadraticWork(site, self.ranks[site], self.step_seconds.get(site, 0.0))
 
     def node(self, site: str, link: NodeLink, store: Generations, restarts: int) -> Node:
-        codec = DenseCodec(self.dtype)
-        work = self.work(site)
-        return Node(site, link, work, store, LAYOUT.digest, codec, restarts=restarts)
+        plan = self.plan.codec
+        return Node(
+            site,
+            link,
+            self.work(site),
+            store,
+            LAYOUT.digest,
+            codec_for(plan),
+            plan.residual_decay,
+            plan.train_from_residual,
+            restarts=restarts,
+        )
 
     def first_state(self) -> ServerState:
         sites = {name: SiteProgress(rank=rank) for name, rank in self.ranks.items()}
