@@ -214,9 +214,8 @@ class OneWayPlan(Section):
     warmup_rounds: int = Field(1, ge=1)  # that each of them lasts
     value_bits: Literal[2, 4, 8] = 2  # sparse
     chunk: int = Field(4096, ge=0, le=64 * 65535, multiple_of=64)  # 0: the whole vector
-    residual_decay: float = Field(
-        1.0, ge=0, le=1
-    )  # of what was left, at every update; 0: it is let go
+    residual_decay: float = Field(1.0, ge=0, le=1)  # of what was left, at every update; 0: let go
+    final_residual_decay: float | None = Field(None, ge=0, le=1)  # towards it along the run
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:

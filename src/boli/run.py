@@ -261,7 +261,7 @@ def _rounds(
     observe: Observer,
     should_stop: Callable[[], bool],
 ) -> Rounds:
-    from boli.codec.codec import codec_for
+    from boli.codec.codec import codec_for, decay_for
     from boli.rounds.buffer import BufferedStrategy
     from boli.rounds.outer import outer_optimizer
     from boli.rounds.schedule import Schedule
@@ -280,7 +280,7 @@ def _rounds(
         outer=outer_optimizer(rounds.outer),
         spans={site.name: layout.view(site.rank).spans for site in plan.site},
         downlink=codec_for(plan.codec.down),
-        downlink_decay=plan.codec.down.residual_decay,
+        downlink_decay=decay_for(plan.codec.down, rounds.total),
     )
     schedule = Schedule(
         total=rounds.total,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boli.codec.codec import codec_for, decode_frame
+from boli.codec.codec import codec_for, decay_for, decode_frame
 from boli.durable import Generations
 from boli.model.layout import Layout, Vector
 from boli.rounds.checkpoint import CheckpointStore
@@ -180,7 +180,7 @@ class Job:
             store,
             LAYOUT.digest,
             codec_for(plan),
-            plan.residual_decay,
+            decay_for(plan, self.plan.rounds.total),
             plan.train_from_residual,
             restarts=restarts,
         )

@@ -109,6 +109,26 @@ def codec_for(plan: OneWayPlan) -> Codec:
             return SparseCodec(plan.density, plan.value_bits, plan.chunk, warmup=warmup)
 
 
+@dataclass(frozen=True)
+class Decay:
+    """What is left of a residual at the next update; it changes evenly along the run."""
+
+    first: float = 1.0
+    last: float = 1.0
+    versions: int = 1  # of the run
+
+    def of(self, residual: Vector | None, version: int) -> Vector | None:
+        """Return the residual that goes into the update on a version; None: zero."""
+        kept = self.first + (self.last - self.first) * min(1.0, version / self.versions)
+        return None if residual is None or not kept else np.float32(kept) * residual
+
+
+def decay_for(plan: OneWayPlan, versions: int) -> Decay:
+    """Return the decay that a plan asks for."""
+    last = plan.final_residual_decay
+    return Decay(plan.residual_decay, plan.residual_decay if last is None else last, versions)
+
+
 def at_density(codec: Codec, density: float) -> Codec:
     """Return the codec that sends this share of the entries, if it leaves any out; 0: as it is."""
     if density and isinstance(codec, SparseCodec):

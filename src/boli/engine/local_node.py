@@ -81,7 +81,7 @@ def serve(run_folder: Path, site_name: str, link: LocalLink, restarts: int) -> N
     """Open a site's text, base and state, and serve orders until told to stop."""
     import torch
 
-    from boli.codec.codec import codec_for
+    from boli.codec.codec import codec_for, decay_for
     from boli.plan_file import plan_from_tables
     from boli.site.node import Node
     from boli.site.work import open_work
@@ -98,7 +98,7 @@ def serve(run_folder: Path, site_name: str, link: LocalLink, restarts: int) -> N
         store=Generations(run_folder / "sites" / site_name),
         full_digest=work.full_layout.digest,
         codec=codec_for(plan.codec),
-        residual_decay=plan.codec.residual_decay,
+        residual_decay=decay_for(plan.codec, plan.rounds.total),
         from_residual=plan.codec.train_from_residual,
         momentum=plan.codec.momentum if plan.codec.name == "dgc" else 0.0,
         slowdown=site.slowdown,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from boli.codec.codec import Codec, DenseCodec, decode_frame, encode_frame
+from boli.codec.codec import Codec, Decay, DenseCodec, decode_frame, encode_frame
 from boli.codec.entries import Entries
 from boli.errors import CodecError
 from boli.journal import Evaluated, Event, RoundStepped, UpdateAccepted, UpdateRejected
@@ -64,7 +64,7 @@ class BufferedStrategy:
     outer: OuterOptimizer
     spans: Mapping[str, Spans]  # by site
     downlink: Codec = field(default_factory=DenseCodec)
-    downlink_decay: float = 1.0  # of what versions do not carry yet, at every round
+    downlink_decay: Decay = field(default_factory=Decay)  # of what versions do not carry yet
 
     def fold(
         self, state: ServerState, deliveries: Sequence[Delivery]
@@ -214,8 +214,8 @@ class BufferedStrategy:
         coverage = [(self._spans_of(state, key), total) for key, total in state.coverage.items()]
         mean = mean_of(state.partial_sum, coverage)
         step, outer = self.outer.step(mean, state.outer, state.outer_round)
-        if state.unsent is not None:
-            step = step + np.float32(self.downlink_decay) * state.unsent
+        carried = self.downlink_decay.of(state.unsent, state.version)
+        step = step if carried is None else step + carried
         # The version is what sites can decode; what they cannot waits for the next one.
         step = step + np.float32(0)  # without negative zeros, which a sparse frame leaves out
         frame = encode_frame(self.downlink, step, state.layout, None, state.version)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from boli.codec.codec import Codec, DenseCodec, at_density, decode_frame, encode_frame
+from boli.codec.codec import Codec, Decay, DenseCodec, at_density, decode_frame, encode_frame
 from boli.durable import Generations
 from boli.model.layout import Layout, Vector
 from boli.rounds.transport import Joined, NodeLink, Stop, Version, held_digest
@@ -79,7 +79,7 @@ class Node:
     store: Generations
     full_digest: str  # of the layout that all sites share
     codec: Codec = field(default_factory=DenseCodec)
-    residual_decay: float = 1.0  # of what is left, at every update
+    residual_decay: Decay = field(default_factory=Decay)
     from_residual: bool = False  # train on from the version and what is not in it yet
     momentum: float = 0.0  # of pseudo-gradients on their way into the residual (DGC)
     slowdown: float = 1.0
@@ -171,7 +171,7 @@ class Node:
         if self._work_state is None:
             self._work_state = self.work.state()
         watch = _Watch(self, order)
-        carried = self._carried() if self.from_residual else None
+        carried = self.residual_decay.of(self.residual, version) if self.from_residual else None
         start = theta if carried is None else theta - carried
         done = self.work.perform(order, theta, start, watch.steps_wanted, watch.after_step)
         if done is None:
@@ -202,15 +202,12 @@ class Node:
         self.link.send_update(self.answer, self.payload)
         self._idle_since = time.monotonic()
 
-    def _carried(self) -> Vector | None:
-        """Return the residual as it goes into the next update."""
-        return None if self.residual is None else np.float32(self.residual_decay) * self.residual
-
     def _encode(self, order: Order, done: Done, version: int) -> bytes:
         """Return the payload; what it does not carry is the next residual."""
         if done.pseudo_gradient is None:
             return b""
-        moved, carried = self._with_momentum(done.pseudo_gradient), self._carried()
+        moved = self._with_momentum(done.pseudo_gradient)
+        carried = self.residual_decay.of(self.residual, version)
         error = moved if carried is None else moved + carried
         codec = at_density(self.codec, order.density)
         frame = encode_frame(codec, error, order.layout, order.rank, version)

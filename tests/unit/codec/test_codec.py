@@ -11,11 +11,14 @@ from boli.codec.codec import (
     FORMAT,
     HEADER_BYTES,
     Codec,
+    Decay,
     DenseCodec,
+    decay_for,
     decode_frame,
     encode_frame,
 )
 from boli.errors import CodecError
+from boli.plan import OneWayPlan
 
 LAYOUT = "00112233445566778899aabbccddeeff"
 VECTOR = np.array([0.0, -0.0, 1.5, -2.25, 1e-30, 3e38], np.float32)
@@ -208,3 +211,17 @@ def test_numbers_of_codecs_are_fixed_and_lead_back_to_them() -> None:
     codecs: list[Codec] = [DenseCodec("fp32"), DenseCodec("fp16")]
     assert [codec.number for codec in codecs] == [1, 2]
     assert all(CODECS[codec.number] == codec for codec in codecs)
+
+
+def test_decay_moves_evenly_along_the_run() -> None:
+    ones = np.ones(3, np.float32)
+    decay = Decay(0.2, 1.0, 8)
+    kept = [decay.of(ones, version) for version in (0, 4, 8, 9)]
+    assert [float(each[0]) for each in kept if each is not None] == pytest.approx([0.2, 0.6, 1, 1])
+    assert Decay().of(ones, 5) is not None
+    assert Decay(0.0, 1.0, 8).of(ones, 0) is None
+    assert decay.of(None, 4) is None
+    plan = OneWayPlan(name="sparse", residual_decay=0.3)
+    assert decay_for(plan, 8) == Decay(0.3, 0.3, 8)
+    final = plan.model_copy(update={"final_residual_decay": 0.0})
+    assert decay_for(final, 8) == Decay(0.3, 0.0, 8)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from quadratic import LAYOUT, QuadraticWork
 
-from boli.codec.codec import DenseCodec, decode_frame
+from boli.codec.codec import Decay, DenseCodec, decode_frame
 from boli.codec.sparse import SparseCodec
 from boli.durable import Generations
 from boli.rounds.transport import Joined, Stop
@@ -110,7 +110,7 @@ def test_residual_fades_where_the_plan_says_so(tmp_path: Path) -> None:
         Line(order(1), order(2)),
         tmp_path / "b",
         codec=SparseCodec(density=0.1),
-        residual_decay=0.5,
+        residual_decay=Decay(0.5, 0.5),
     )
     assert np.linalg.norm(faded.residual) < np.linalg.norm(whole.residual)
 
