@@ -16,7 +16,8 @@ import numpy as np
 from boli.codec.codec import Codec, DenseCodec, decode_frame, encode_frame
 from boli.codec.entries import Entries
 from boli.errors import CodecError
-from boli.journal import Evaluated, Event, RoundStepped, UpdateAccepted, UpdateRejected
+from boli.journal import Evaluated, Event, UpdateRejected
+from boli.rounds.journaled import update_accepted
 from boli.rounds.outer import OuterOptimizer
 from boli.rounds.sums import LARGEST, WEIGHT_GRID, add_to, mean_of
 from boli.rounds.transport import Delivery
@@ -180,7 +181,7 @@ class BufferedStrategy:
                 folded=(*state.folded, entry),
                 tokens=state.tokens + header.tokens,
             )
-            facts.append(_acceptance(delivery, staleness, weight, norm, scaled))
+            facts.append(update_accepted(delivery, staleness, weight, norm, scaled))
         return _after_acceptance(state, name, header), facts
 
     def _weight(self, tokens: int) -> float:
@@ -317,32 +318,3 @@ def _take_judgements(state: ServerState, delivery: Delivery) -> tuple[ServerStat
         for judgement in header.judgements
     ]
     return state.with_site(name, judged=version, judged_sequence=header.sequence), events
-
-
-def _acceptance(
-    delivery: Delivery, staleness: int, weight: float, norm: float, scaled: float
-) -> Event:
-    header = delivery.update.header
-    return UpdateAccepted(
-        order=header.order,
-        site=delivery.site,
-        base_version=header.base_version,
-        staleness=staleness,
-        local_steps=header.local_steps,
-        tokens=header.tokens,
-        weight=weight,
-        loss=header.loss,
-        norm=norm,
-        scaled=scaled,
-        train_seconds=header.train_seconds,
-        evaluate_seconds=header.evaluate_seconds,
-        work_seconds=header.work_seconds,
-        idle_seconds=header.idle_seconds,
-        bytes_up=delivery.update.num_bytes,
-        residual_norm=header.residual_norm,
-    )
-
-
-def round_stepped(state: ServerState, num_updates: int, norm: float, seconds: float) -> Event:
-    """Return the journal's line on a step."""
-    return RoundStepped(state.version, num_updates, state.tokens, norm, seconds)

@@ -22,8 +22,9 @@ from boli.journal import (
     SiteLeft,
     UpdateRejected,
 )
-from boli.rounds.buffer import BufferedStrategy, round_stepped
+from boli.rounds.buffer import BufferedStrategy
 from boli.rounds.checkpoint import CheckpointStore
+from boli.rounds.journaled import round_stepped
 from boli.rounds.schedule import Schedule
 from boli.rounds.transport import (
     Arrival,
