@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -206,26 +206,28 @@ class RoundsPlan(Section):
         return self
 
 
+Share = Annotated[float, Field(gt=0, le=0.5)]  # of the entries
+
+
 class OneWayPlan(Section):
-    name: Literal["dense", "sparse"] = "dense"
+    name: Literal["dense", "sparse", "public"] = "dense"
     dtype: Literal["fp32", "fp16"] = "fp32"  # dense
-    density: float = Field(1 / 32, gt=0, le=0.5)  # sparse: share of the entries that is sent
-    warmup: tuple[float, ...] = ()  # sparse: densities of the first versions
-    value_bits: Literal[2, 4, 8] = 2  # sparse
+    density: Share = 1 / 32  # that is sent; not dense
+    warmup: tuple[Share, ...] = ()  # densities of the first versions; not dense
+    value_bits: Literal[2, 4, 8] = 2  # not dense
     chunk: int = Field(4096, ge=0, le=64 * 65535, multiple_of=64)  # 0: the whole vector
     residual_decay: float = Field(1.0, gt=0, le=1)  # of what was left, at every update
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> Self:
-        for density in self.warmup:
-            if not 0 < density <= 0.5:
-                raise ValueError(f"warmup has a density of {density}; give shares up to 0.5")
-        return self
 
 
 class CodecPlan(OneWayPlan):
     train_from_residual: bool = False  # a site goes on from the version and what is not in it yet
-    downlink: OneWayPlan | None = None  # by default dense fp32, or sparse as the uplink is
+    downlink: OneWayPlan | None = None  # by default dense fp32, or sparse where the uplink is not
+
+    @model_validator(mode="after")
+    def _downlink_fits(self) -> Self:
+        if self.downlink is not None and self.downlink.name == "public":
+            raise ValueError('versions are not summed: set downlink.name to "sparse" or "dense"')
+        return self
 
     @property
     def down(self) -> OneWayPlan:
@@ -234,9 +236,8 @@ class CodecPlan(OneWayPlan):
             return self.downlink
         if self.name == "dense":
             return OneWayPlan()
-        return OneWayPlan.model_validate(
-            self.model_dump(exclude={"downlink", "train_from_residual"})
-        )
+        shared = self.model_dump(exclude={"downlink", "train_from_residual"})
+        return OneWayPlan.model_validate({**shared, "name": "sparse"})
 
 
 class EnginePlan(Section):
@@ -298,6 +299,11 @@ class Plan(Section):
             raise ValueError(
                 "the weights of a 4-bit base cannot be trained: set model.adapter.kind to lora, "
                 'or model.base.quantize = "none"'
+            )
+        if self.codec.name == "public" and self.rounds.mode != "synchronous":
+            raise ValueError(
+                "sites that share a support train from one version, and asynchronous ones do not: "
+                'set rounds.mode = "synchronous", or codec.name = "sparse"'
             )
         if (self.rounds.buffer_size or 1) > 4 * len(names):
             raise ValueError(

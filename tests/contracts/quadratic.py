@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boli.codec.codec import DenseCodec, decode_frame
+from boli.codec.codec import codec_for, decode_frame
 from boli.durable import Generations
 from boli.model.layout import Layout, Vector
 from boli.rounds.checkpoint import CheckpointStore
@@ -65,6 +65,7 @@ class QuadraticWork:
 
     def __init__(self, site: str, rank: int | None = None, step_seconds: float = 0.0) -> None:
         self.rank, self.layout, self.step_seconds = rank, layout_of(rank), step_seconds
+        self.full_layout = LAYOUT
         self.num_lines: Mapping[str, Mapping[str, int]] = {"bho": {"train": 10}}
         self.seed = zlib.crc32(site.encode())
         target = np.random.default_rng(self.seed).standard_normal(LAYOUT.size, np.float32)
@@ -137,6 +138,7 @@ class Job:
     rounds: Mapping[str, Any] = field(default_factory=dict)  # of the plan
     every_rounds: int = 2  # between judgements
     dtype: str = "fp32"
+    codec: Mapping[str, Any] = field(default_factory=dict)  # of the plan
     step_seconds: Mapping[str, float] = field(default_factory=dict)  # really slept, by site
     lies: Mapping[str, str] = field(default_factory=dict)  # of the local engine's nodes
 
@@ -154,7 +156,7 @@ class Job:
                     "local_steps": {"batch_sequences": 1, "sequence_length": TOKENS_A_STEP},
                 },
                 "rounds": {"total": 4, "local_steps": 4, **self.rounds},
-                "codec": {"dtype": self.dtype},
+                "codec": {"dtype": self.dtype, **self.codec},
                 "evaluation": {"every_rounds": self.every_rounds},
                 "site": [
                     {"name": name, "language": "bho", "text": text, "rank": rank}
@@ -171,9 +173,18 @@ class Job:
         return QuadraticWork(site, self.ranks[site], self.step_seconds.get(site, 0.0))
 
     def node(self, site: str, link: NodeLink, store: Generations, restarts: int) -> Node:
-        codec = DenseCodec(self.dtype)
-        work = self.work(site)
-        return Node(site, link, work, store, LAYOUT.digest, codec, restarts=restarts)
+        plan, work = self.plan.codec, self.work(site)
+        return Node(
+            site,
+            link,
+            work,
+            store,
+            LAYOUT.digest,
+            codec_for(plan),
+            plan.residual_decay,
+            plan.train_from_residual,
+            restarts=restarts,
+        )
 
     def first_state(self) -> ServerState:
         sites = {name: SiteProgress(rank=rank) for name, rank in self.ranks.items()}

@@ -60,7 +60,7 @@ CODECS: dict[str, Codec] = {
 }
 FRAMES = {name: [f"frame-v1-{name}.bin"] for name in CODECS}
 JOURNALS = ["journal-v1.jsonl"]
-CHECKPOINTS = ["checkpoint-v1.safetensors"]
+CHECKPOINTS = ["checkpoint-v1.safetensors", "checkpoint-v1-support.safetensors"]
 
 LAYOUT = "0123456789abcdef0123456789abcdef"
 VECTOR = np.array([0.0, 1.0, -1.5, 0.25, 1024.0, -(2.0**-14)], np.float32)
@@ -123,7 +123,7 @@ def write_journal(path: Path) -> None:
         journal.close()
 
 
-def server_state() -> ServerState:
+def server_state(support: Support | None = SUPPORT) -> ServerState:
     order = Order(
         order="first-1-gaya-3",
         site="gaya",
@@ -137,6 +137,7 @@ def server_state() -> ServerState:
         position=0.5,
         position_step=0.0125,
         evaluate=("tuning",),
+        support=support,
     )
     return ServerState(
         run="first-1",
@@ -154,9 +155,13 @@ def server_state() -> ServerState:
         outer={"velocity": VECTOR * 2},
         outer_round=2,
         unsent=VECTOR / 4,
+        first=None if support is None else VECTOR * 3,
+        support=support,
         partial_sum=np.arange(-3, 3, dtype=np.int64) << 40,
         coverage={"": 2**20, "4": 2**19},
-        folded=(Folded(site="patna", sequence=2, staleness=1, norm=0.5),),
+        folded=(
+            Folded(site="patna", sequence=2, staleness=1, norm=0.5, left=0.25 if support else 0.0),
+        ),
         norms=(0.25, 0.5),
         tokens=40960,
         journal_seq=7,
@@ -232,7 +237,8 @@ def test_old_journal_can_be_gone_on_with(tmp_path: Path) -> None:
 
 def test_every_checkpoint_ever_written_can_be_read() -> None:
     for name in CHECKPOINTS:
-        assert same(from_parts(*read_tensors(FOLDER / name)), server_state())
+        expected = server_state(SUPPORT if "support" in name else None)
+        assert same(from_parts(*read_tensors(FOLDER / name)), expected)
 
 
 def test_golden_checkpoint_uses_every_field_of_the_state() -> None:

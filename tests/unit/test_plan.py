@@ -132,6 +132,12 @@ SITE = {"name": "gaya", "language": "mag", "text": ["mag.txt"]}
             "buffer_size 9 is more than 4 updates from each of 2 sites",
         ),
         ({"rounds": {"outer": {"activation": 0.5, "delay": 4}}}, "activation to at most 0.25"),
+        (
+            {"codec": {"name": "public"}, "rounds": {"mode": "asynchronous"}},
+            'set rounds.mode = "synchronous", or codec.name = "sparse"',
+        ),
+        ({"codec": {"downlink": {"name": "public"}}}, 'set downlink.name to "sparse" or "dense"'),
+        ({"codec": {"name": "sparse", "warmup": [0.6]}}, "less than or equal to 0.5"),
         ({"site": [SITE, SITE]}, "site 'gaya' is there twice"),
         ({"site": [SITE | {"rank": 5}]}, "rank 5, above model.adapter.rank 4"),
         (
@@ -191,6 +197,14 @@ def test_values_at_the_edge_of_a_rule_are_allowed(
     tiny_plan: PlanOf, tmp_path: Path, overrides: dict[str, Any]
 ) -> None:
     tiny_plan(tmp_path, **overrides)
+
+
+def test_versions_of_a_public_uplink_travel_sparse_by_default(
+    tiny_plan: PlanOf, tmp_path: Path
+) -> None:
+    plan = tiny_plan(tmp_path, codec={"name": "public", "density": 0.125, "value_bits": 4})
+    down = plan.codec.down
+    assert (down.name, down.density, down.value_bits) == ("sparse", 0.125, 4)
 
 
 # --- --set

@@ -112,6 +112,8 @@ def codec_for(plan: OneWayPlan) -> Codec:
             return DenseCodec(plan.dtype)
         case "sparse":
             return SparseCodec(plan.density, plan.value_bits, plan.chunk, warmup=plan.warmup)
+        case "public":
+            return PublicCodec(plan.density, plan.value_bits, plan.warmup)
 
 
 @dataclass(frozen=True)
