@@ -15,7 +15,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from boli.errors import PlanError
-from boli.plan import Plan, Section
+from boli.plan import Plan
+from boli.plan_rounds import Section
 
 RELATIVE_TO_HERE = ("corpus.root", "model.base.path")
 

@@ -263,6 +263,7 @@ def _rounds(
 ) -> Rounds:
     from boli.codec.codec import codec_for, decay_for
     from boli.rounds.buffer import BufferedStrategy
+    from boli.rounds.cohort import cohorts_for
     from boli.rounds.outer import outer_optimizer
     from boli.rounds.schedule import Schedule
 
@@ -281,6 +282,7 @@ def _rounds(
         spans={site.name: layout.view(site.rank).spans for site in plan.site},
         downlink=codec_for(plan.codec.down),
         downlink_decay=decay_for(plan.codec.down, rounds.total),
+        cohorts=cohorts_for(plan),
     )
     schedule = Schedule(
         total=rounds.total,

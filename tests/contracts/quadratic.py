@@ -65,6 +65,7 @@ class QuadraticWork:
 
     def __init__(self, site: str, rank: int | None = None, step_seconds: float = 0.0) -> None:
         self.rank, self.layout, self.step_seconds = rank, layout_of(rank), step_seconds
+        self.full_layout = LAYOUT
         self.num_lines: Mapping[str, Mapping[str, int]] = {"bho": {"train": 10}}
         self.seed = zlib.crc32(site.encode())
         target = np.random.default_rng(self.seed).standard_normal(LAYOUT.size, np.float32)
@@ -137,7 +138,7 @@ class Job:
     rounds: Mapping[str, Any] = field(default_factory=dict)  # of the plan
     every_rounds: int = 2  # between judgements
     dtype: str = "fp32"
-    codec: Mapping[str, Any] = field(default_factory=dict)  # of the plan, beside the dtype
+    codec: Mapping[str, Any] = field(default_factory=dict)  # of the plan
     step_seconds: Mapping[str, float] = field(default_factory=dict)  # really slept, by site
     lies: Mapping[str, str] = field(default_factory=dict)  # of the local engine's nodes
 
@@ -172,11 +173,11 @@ class Job:
         return QuadraticWork(site, self.ranks[site], self.step_seconds.get(site, 0.0))
 
     def node(self, site: str, link: NodeLink, store: Generations, restarts: int) -> Node:
-        plan = self.plan.codec
+        plan, work = self.plan.codec, self.work(site)
         return Node(
             site,
             link,
-            self.work(site),
+            work,
             store,
             LAYOUT.digest,
             codec_for(plan),

@@ -153,6 +153,18 @@ def test_check_tells_what_a_sparse_codec_and_a_thin_line_make_of_a_round(plan_fi
     assert before[7] == "kB"
 
 
+def test_check_tells_what_a_public_support_makes_of_a_round(plan_file: Path) -> None:
+    sizes = []
+    for bits in (4, 8):
+        settings = f"codec.name=public codec.density=0.5 codec.value_bits={bits}"
+        done = boli("check", plan_file, *sets(settings))
+        assert done.returncode == 0, done.stderr
+        (row,) = (line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["gaya"])
+        assert row[7] == "kB"
+        sizes.append(float(row[6]))
+    assert 1.5 < sizes[1] / sizes[0] < 2.1
+
+
 @pytest.mark.timeout(180)
 def test_interrupted_run_goes_on_and_ends_with_the_same_bits(
     tiny_plan_file: Callable[..., Path], tmp_path: Path
@@ -319,6 +331,9 @@ OTHER_SETTINGS = {
         codec.name=dgc codec.density=0.05 codec.warmup=[0.25] codec.warmup_rounds=5
         rounds.local_steps=1 rounds.total=30 model.local_steps.beta1=0
         codec.downlink.name=sparse codec.downlink.density=0.2""",
+    "public": """
+        codec.name=public codec.density=0.4 codec.value_bits=4 codec.train_from_residual=true
+        rounds.total=4 site.gaya.rank=2""",
     "bf16": """
         model.local_steps.precision=bf16 rounds.outer.name=nesterov rounds.total=4""",
 }

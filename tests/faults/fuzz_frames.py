@@ -25,7 +25,9 @@ import numpy as np
 with atheris.instrument_imports(include=["boli.codec"]):
     from boli.codec.codec import CODECS, HEADER_BYTES, DenseCodec, decode_frame, encode_frame
     from boli.codec.facts import LONGEST, pack_facts, unpack_facts
+    from boli.codec.public import PublicCodec
     from boli.codec.sparse import SparseCodec
+    from boli.codec.support import Support
     from boli.errors import CodecError
 
 LAYOUT = "0" * 32
@@ -35,6 +37,16 @@ ENTRY_BYTES = 12  # a position and a value
 FIXED_BYTES = 1 << 14  # of what does not grow with a message
 
 
+def agreed(length: int) -> PublicCodec:
+    """Return the codec of a cohort that sends half of the entries."""
+    moved = np.linspace(-1, 1, length, dtype=np.float32)
+    support = Support(seed=length, blocks=2, above=0.5, unit=-3)
+    return PublicCodec(value_bits=4).on(support, moved, ((0, length),), length)
+
+
+AGREED = {length: agreed(length) for length in LENGTHS}
+
+
 def seeds() -> list[bytes]:
     """Return sound inputs of every kind."""
     found = []
@@ -42,7 +54,7 @@ def seeds() -> list[bytes]:
     codecs += [SparseCodec(0.2, bits, 64) for bits in (2, 4, 8, 32)]  # type: ignore[arg-type, misc]
     for place, length in enumerate(LENGTHS):
         vector = np.random.default_rng(place).standard_normal(length).astype(np.float32)
-        for codec in codecs:
+        for codec in [*codecs, AGREED[length]]:
             frame = encode_frame(codec, vector, LAYOUT, None, 3)
             found += [
                 bytes([0, place]) + frame,
@@ -73,13 +85,15 @@ def read(kind: int, body: bytes, length: int) -> None:
     """Read a frame, a payload or facts, whole or refused."""
     try:
         if kind in CODECS:
-            assert CODECS[kind].entries(body, length).vector().shape == (length,)
+            codec = AGREED[length] if kind == AGREED[length].number else CODECS[kind]
+            assert codec.entries(body, length).vector().shape == (length,)
         elif kind == FACTS:
             unpack_facts(body)
         else:
             head, rest = body[: HEADER_BYTES - 4], body[HEADER_BYTES:]
             seal = struct.pack("<I", zlib.crc32(rest, zlib.crc32(head)))
-            assert decode_frame(head + seal + rest, LAYOUT, length).vector.shape == (length,)
+            found = decode_frame(head + seal + rest, LAYOUT, length, AGREED[length])
+            assert found.vector.shape == (length,)
     except CodecError:
         pass
 

@@ -18,7 +18,9 @@ import safetensors
 
 from boli import journal as journal_module
 from boli.codec.codec import Codec, DenseCodec, decode_frame, encode_frame
+from boli.codec.public import PublicCodec
 from boli.codec.sparse import SparseCodec
+from boli.codec.support import Support
 from boli.durable import read_tensors, write_tensors
 from boli.journal import (
     Evaluated,
@@ -42,6 +44,8 @@ from boli.rounds.checkpoint import from_parts, to_parts
 from boli.rounds.update import Folded, Order, ServerState, SiteProgress
 
 FOLDER = Path(__file__).parent
+SUPPORT = Support(seed=5, start=2, blocks=3, above=0.5, unit=-3)
+MOVED = np.linspace(-1, 1, 300, dtype=np.float32)
 CODECS: dict[str, Codec] = {
     "fp32": DenseCodec("fp32"),
     "fp16": DenseCodec("fp16"),
@@ -49,10 +53,14 @@ CODECS: dict[str, Codec] = {
     "sparse4": SparseCodec(0.5, 4, chunk=0),
     "sparse8": SparseCodec(0.5, 8, chunk=64, scale_chunks=1),
     "sparse32": SparseCodec(1.0, 32),
+    # Multiples of a level are sent: how others are rounded is no matter of the format.
+    "public2": PublicCodec(value_bits=2).on(SUPPORT, MOVED, ((0, 300),), 300),
+    "public4": PublicCodec(value_bits=4).on(SUPPORT, MOVED, ((0, 300),), 300),
+    "public8": PublicCodec(value_bits=8).on(SUPPORT, MOVED, ((0, 300),), 300),
 }
 FRAMES = {name: [f"frame-v1-{name}.bin"] for name in CODECS}
 JOURNALS = ["journal-v1.jsonl"]
-CHECKPOINTS = ["checkpoint-v1.safetensors"]
+CHECKPOINTS = ["checkpoint-v1.safetensors", "checkpoint-v1-support.safetensors"]
 
 LAYOUT = "0123456789abcdef0123456789abcdef"
 VECTOR = np.array([0.0, 1.0, -1.5, 0.25, 1024.0, -(2.0**-14)], np.float32)
@@ -92,6 +100,8 @@ EVENTS: list[Event] = [
 
 def vector_of(name: str) -> Any:
     """Return what the frame of that codec holds: some of it, where the codec is sparse."""
+    if name.startswith("public"):
+        return (np.arange(300) % 23 - 11).astype(np.float32) * np.float32(2.0**SUPPORT.unit)
     if not name.startswith("sparse"):
         return VECTOR
     vector = np.zeros(300, np.float32)
@@ -113,7 +123,7 @@ def write_journal(path: Path) -> None:
         journal.close()
 
 
-def server_state() -> ServerState:
+def server_state(support: Support | None = SUPPORT) -> ServerState:
     order = Order(
         order="first-1-gaya-3",
         site="gaya",
@@ -127,6 +137,7 @@ def server_state() -> ServerState:
         position=0.5,
         position_step=0.0125,
         evaluate=("tuning",),
+        support=support,
     )
     return ServerState(
         run="first-1",
@@ -144,9 +155,13 @@ def server_state() -> ServerState:
         outer={"velocity": VECTOR * 2},
         outer_round=2,
         unsent=VECTOR / 4,
+        first=None if support is None else VECTOR * 3,
+        support=support,
         partial_sum=np.arange(-3, 3, dtype=np.int64) << 40,
         coverage={"": 2**20, "4": 2**19},
-        folded=(Folded(site="patna", sequence=2, staleness=1, norm=0.5),),
+        folded=(
+            Folded(site="patna", sequence=2, staleness=1, norm=0.5, left=0.25 if support else 0.0),
+        ),
         norms=(0.25, 0.5),
         tokens=40960,
         journal_seq=7,
@@ -175,7 +190,7 @@ def metadata_of(path: Path) -> dict[str, str]:
 def test_every_frame_ever_sent_can_be_read(kind: str) -> None:
     vector, here = vector_of(kind), CODECS[kind]
     for name in FRAMES[kind]:
-        found = decode_frame((FOLDER / name).read_bytes(), LAYOUT, vector.size)
+        found = decode_frame((FOLDER / name).read_bytes(), LAYOUT, vector.size, here)
         expected = here.entries(here.encode(vector, 7), vector.size).vector()
         assert found.vector.tobytes() == expected.tobytes()
         assert (found.layout, found.rank, found.base_version) == (LAYOUT, 4, 7)
@@ -222,7 +237,8 @@ def test_old_journal_can_be_gone_on_with(tmp_path: Path) -> None:
 
 def test_every_checkpoint_ever_written_can_be_read() -> None:
     for name in CHECKPOINTS:
-        assert same(from_parts(*read_tensors(FOLDER / name)), server_state())
+        expected = server_state(SUPPORT if "support" in name else None)
+        assert same(from_parts(*read_tensors(FOLDER / name)), expected)
 
 
 def test_golden_checkpoint_uses_every_field_of_the_state() -> None:

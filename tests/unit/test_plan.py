@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from boli.errors import PlanError
-from boli.plan import CodecPlan, OneWayPlan, Plan
+from boli.plan import Plan
 from boli.plan_file import load_plan, plan_from_tables
+from boli.plan_rounds import CodecPlan, OneWayPlan
 
 PLANS = sorted((Path(__file__).parents[2] / "plans").glob("*.toml"))
 PlanFile = Callable[..., Path]
@@ -134,6 +135,12 @@ STEP: dict[str, Any] = {"local_steps": 1}
             "buffer_size 9 is more than 4 updates from each of 2 sites",
         ),
         ({"rounds": {"outer": {"activation": 0.5, "delay": 4}}}, "activation to at most 0.25"),
+        (
+            {"codec": {"name": "public"}, "rounds": {"mode": "asynchronous"}},
+            'set rounds.mode = "synchronous", or codec.name = "sparse"',
+        ),
+        ({"codec": {"downlink": {"name": "public"}}}, 'set codec.downlink.name to "sparse"'),
+        ({"codec": {"name": "sparse", "warmup": [0.6]}}, "less than or equal to 0.5"),
         ({"site": [SITE, SITE]}, "site 'gaya' is there twice"),
         ({"site": [SITE | {"rank": 5}]}, "rank 5, above model.adapter.rank 4"),
         (
@@ -170,7 +177,7 @@ STEP: dict[str, Any] = {"local_steps": 1}
         ),
         ({"site": [SITE | {"text": [{"path": "x.tsv", "column": 0}]}]}, "column counts from 1"),
         ({"site": [SITE | {"text": []}]}, "site.gaya.text: .*at least 1 item"),
-        ({"codec": {"warmup": [0.7]}}, "warmup has a density of 0.7; give shares up to 0.5"),
+        ({"codec": {"warmup": [0.7]}}, "codec.warmup.*less than or equal to 0.5"),
         ({"codec": DGC, "rounds": {"local_steps": 2}}, "set rounds.local_steps = 1"),
         ({"codec": DGC, "rounds": STEP | {"mode": "asynchronous"}}, 'mode = "synchronous"'),
         ({"codec": DGC, "rounds": STEP}, "set model.local_steps.beta1 = 0"),
@@ -184,7 +191,7 @@ STEP: dict[str, Any] = {"local_steps": 1}
             {"codec": {"name": "sparse", "least_density": 0.01}},
             "set rounds.speed_aware = true, or remove it",
         ),
-        ({"codec": {"downlink": DGC}}, "set downlink to dense or sparse"),
+        ({"codec": {"downlink": DGC}}, 'set codec.downlink.name to "sparse"'),
     ],
 )
 def test_keys_that_do_not_fit_together_are_refused_with_what_to_change(
@@ -214,7 +221,7 @@ def test_values_at_the_edge_of_a_rule_are_allowed(
 def test_versions_travel_as_updates_do_where_nothing_else_is_said() -> None:
     assert CodecPlan(name="dense", dtype="fp16").down == OneWayPlan()
     sparse = OneWayPlan(name="sparse", density=0.1, warmup=(0.5,), residual_decay=0.9)
-    for name in ("sparse", "dgc"):
+    for name in ("sparse", "dgc", "public"):
         given = CodecPlan(name=name, density=0.1, warmup=(0.5,), residual_decay=0.9)
         assert given.down == sparse
     other = OneWayPlan(name="sparse", density=0.2)

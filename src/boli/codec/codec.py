@@ -26,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boli.codec.entries import Entries
+from boli.codec.public import PublicCodec
 from boli.codec.sparse import SparseCodec
 from boli.errors import CodecError
-from boli.plan import OneWayPlan
+from boli.plan_rounds import OneWayPlan
 
 Vector = NDArray[np.float32]
 MAGIC = b"BOLI"
@@ -95,7 +96,12 @@ class DenseCodec:
         return self.payload_bytes(length)
 
 
-CODECS: dict[int, Codec] = {1: DenseCodec("fp32"), 2: DenseCodec("fp16"), 3: SparseCodec()}
+CODECS: dict[int, Codec] = {
+    1: DenseCodec("fp32"),
+    2: DenseCodec("fp16"),
+    3: SparseCodec(),
+    4: PublicCodec(),
+}
 EXACT = SparseCodec(density=1.0, value_bits=32)  # of a vector that is mostly zeros
 
 
@@ -105,8 +111,9 @@ def codec_for(plan: OneWayPlan) -> Codec:
         case "dense":
             return DenseCodec(plan.dtype)
         case "sparse" | "dgc":  # dgc is a way to fill the residual; its payloads are sparse
-            warmup = tuple(share for share in plan.warmup for _ in range(plan.warmup_rounds))
-            return SparseCodec(plan.density, plan.value_bits, plan.chunk, warmup=warmup)
+            return SparseCodec(plan.density, plan.value_bits, plan.chunk, warmup=plan.densities)
+        case "public":
+            return PublicCodec(plan.density, plan.value_bits, plan.densities)
 
 
 @dataclass(frozen=True)
@@ -176,10 +183,11 @@ def encode_frame(
     return header + _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(header))) + payload
 
 
-def decode_frame(data: bytes, layout: str, length: int) -> Frame:
+def decode_frame(data: bytes, layout: str, length: int, agreed: Codec | None = None) -> Frame:
     """Read a frame whose layout and number of entries are known beforehand.
 
-    Every length is checked against `length` before anything is allocated.
+    Every length is checked against `length` before anything is allocated. A frame of
+    `agreed`'s number is read as it says: with the support that a cohort agreed on.
 
     Raises:
         CodecError: the frame is torn, altered, of another layout or length, or
@@ -194,7 +202,7 @@ def decode_frame(data: bytes, layout: str, length: int) -> Frame:
         raise CodecError(f"not a frame of format {FORMAT}: {data[:8].hex()}")
     if digest.hex() != layout:
         raise CodecError(f"the frame has layout {digest.hex()[:8]}, not {layout[:8]}")
-    codec = CODECS[number]
+    codec = agreed if agreed is not None and agreed.number == number else CODECS[number]
     if entries != length or size > codec.payload_bytes(length) or len(data) != HEADER_BYTES + size:
         raise CodecError(
             f"{entries} entries in {len(data) - HEADER_BYTES} bytes; expected {length} entries"

@@ -72,7 +72,13 @@ class SparseCodec:
         group = positions // (chunk * self.scale_chunks)
         num_groups = _num_groups(vector.size, self.chunk, self.scale_chunks)
         magnitudes = np.abs(sent)
-        scales, levels = _quantize(magnitudes, group, num_groups, self.value_bits)
+        size = chunk * self.scale_chunks
+        sizes = np.minimum(size, vector.size - size * np.arange(num_groups))
+        first = np.flatnonzero(np.diff(positions // chunk, prepend=-1))  # of every chunk
+        least = np.minimum.reduceat(magnitudes, first) if first.size else magnitudes
+        in_group = np.bincount(group[first], minlength=num_groups)
+        least = np.bincount(group[first], least, num_groups) / np.maximum(in_group, 1)
+        scales, levels = _quantize(magnitudes, group, sizes, least, self.value_bits)
         book = _book(scales, self.value_bits)
         keep = magnitudes >= book[group, levels] * np.float32(0.5)
         positions, levels, sent = positions[keep], levels[keep], sent[keep]
@@ -210,13 +216,18 @@ def _largest_in(part: Vector, start: int, density: float, chunk: int) -> Positio
 
 
 def _quantize(
-    magnitudes: Vector, group: Positions, num_groups: int, bits: int
+    magnitudes: Vector, group: Positions, sizes: Positions, least: Vector, bits: int
 ) -> tuple[Vector, NDArray[np.int64]]:
-    """Return scales (g, 2) or (g, 1), and the level (k,) of every magnitude."""
+    """Return scales (g, 2) or (g, 1), and the level (k,) of every magnitude.
+
+    `sizes` (g,) are the entries of each group, sent or not; `least` (g,) is about the
+    least magnitude that is sent.
+    """
+    num_groups = sizes.size
     top = np.zeros(num_groups, np.float32)
     np.maximum.at(top, group, magnitudes)
     if bits == 2:
-        return _two_means(magnitudes, group, top)
+        return _two_means(magnitudes, group, sizes, least, top)
     steps = 1 << (bits - 1)
     best = np.full(num_groups, np.inf)
     scale = np.zeros(num_groups, np.float32)
@@ -237,25 +248,36 @@ def _levels(magnitudes: Vector, scale: Vector, steps: int) -> NDArray[np.int64]:
 
 
 def _two_means(
-    magnitudes: Vector, group: Positions, top: Vector
+    magnitudes: Vector, group: Positions, sizes: Positions, least: Vector, top: Vector
 ) -> tuple[Vector, NDArray[np.int64]]:
-    """Split each group's magnitudes in two by Lloyd's rule, and use the two means."""
+    """Split each group's magnitudes in two by Lloyd's rule, and use the two means.
+
+    The border weighs bits against error as the choice of what is sent does: the rarer the
+    upper level, the cheaper the lower one, and what is saved sends more entries.
+    Source: Chou, Lookabaugh & Gray 1989, Entropy-constrained vector quantization.
+    https://doi.org/10.1109/29.17498
+    """
     num_groups = top.size
     count = np.bincount(group, minlength=num_groups)
     total = np.bincount(group, magnitudes, num_groups)
-    middle = total / np.maximum(count, 1)
-    low = high = middle
-    for _ in range(6):
+    low = high = total / np.maximum(count, 1)
+    middle = 1.5 * low
+    share = (count + 1) / (sizes + 2)
+    for _ in range(12):
         above = magnitudes >= middle[group]
         count_above = np.bincount(group[above], minlength=num_groups)
         total_above = np.bincount(group[above], magnitudes[above], num_groups)
-        high = total_above / np.maximum(count_above, 1)
+        high = np.where(count_above, total_above / np.maximum(count_above, 1), high)
         low = (total - total_above) / np.maximum(count - count_above, 1)
-        middle = (low + high) / 2
+        rare = (count_above + 1) / (count + 2)
+        # What the least entry that is sent gains, a bit that it costs.
+        bits = 1 + np.log2((1 - share) / share) - np.log2(1 - rare)
+        gain = low * np.maximum(2 * least - low, 0) / np.maximum(bits, 1)
+        apart = np.maximum(high - low, 1e-3 * low + 1e-30)
+        middle = (low + high) / 2 + gain * np.log2((1 - rare) / rare) / (2 * apart)
     means = np.stack([low, high], axis=1)
     scales = _upper_half(np.maximum(means, top[:, None] / FURTHEST).astype(np.float32))
-    border = scales.astype(np.float64).mean(axis=1)
-    return scales, (magnitudes >= border[group]).astype(np.int64)
+    return scales, (magnitudes >= middle[group]).astype(np.int64)
 
 
 def _upper_half(values: Vector) -> Vector:

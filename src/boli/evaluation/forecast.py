@@ -19,7 +19,8 @@ from boli.codec.codec import HEADER_BYTES, codec_for
 from boli.corpus.sources import Split
 from boli.errors import ModelError
 from boli.model.layout import Layout
-from boli.plan import AdapterPlan, LocalStepsPlan, OneWayPlan, Plan, SitePlan, available_cores
+from boli.plan import AdapterPlan, LocalStepsPlan, Plan, SitePlan, available_cores
+from boli.plan_rounds import OneWayPlan
 
 MESSAGE_BYTES = 150  # of facts around a payload: 130 up, 170 down, measured
 PROCESS_BYTES = 450_000_000  # Python, torch and transformers before any model

@@ -16,7 +16,9 @@ import numpy as np
 from boli.codec.codec import Codec, Decay, DenseCodec, decode_frame, encode_frame
 from boli.codec.entries import Entries
 from boli.errors import CodecError
-from boli.journal import Evaluated, Event, RoundStepped, UpdateAccepted, UpdateRejected
+from boli.journal import Evaluated, Event, UpdateRejected
+from boli.rounds.cohort import Cohorts
+from boli.rounds.journaled import update_accepted
 from boli.rounds.outer import OuterOptimizer
 from boli.rounds.sums import LARGEST, WEIGHT_GRID, add_to, mean_of
 from boli.rounds.transport import Delivery
@@ -65,6 +67,11 @@ class BufferedStrategy:
     spans: Mapping[str, Spans]  # by site
     downlink: Codec = field(default_factory=DenseCodec)
     downlink_decay: Decay = field(default_factory=Decay)  # of what versions do not carry yet
+    cohorts: Cohorts | None = None  # where all members of a cohort share a support
+
+    def begin(self, state: ServerState) -> ServerState:
+        """Return the state with which a run begins, or goes on."""
+        return state if self.cohorts is None else self.cohorts.begin(state)
 
     def fold(
         self, state: ServerState, deliveries: Sequence[Delivery]
@@ -96,7 +103,7 @@ class BufferedStrategy:
         rejection = self._check(state, delivery)
         if rejection is not None:
             return rejection
-        entries = self._decode(delivery)
+        entries = self._decode(state, delivery)
         if isinstance(entries, Rejection):
             return entries
         weight = self._weight(delivery.update.header.tokens)
@@ -137,17 +144,21 @@ class BufferedStrategy:
         staleness = state.version - header.base_version
         if header.local_steps and staleness > self.max_staleness:
             return Rejection("stale", f"{staleness} rounds behind", keep=True)
+        if order.support is not None and header.base_version != order.base_version:
+            return Rejection("stale", "a newer version overtook the order", keep=True)
         return None
 
-    def _decode(self, delivery: Delivery) -> Entries | Rejection:
+    def _decode(self, state: ServerState, delivery: Delivery) -> Entries | Rejection:
         header, payload = delivery.update.header, delivery.update.payload
         if not header.local_steps:
             if payload:
                 return Rejection("malformed", "a payload without local steps")
             return Entries(0, np.zeros(0, np.float32))
-        length = sum(stop - start for start, stop in self.spans[delivery.site])
+        spans = self.spans[delivery.site]
+        length = sum(stop - start for start, stop in spans)
+        agreed = None if self.cohorts is None else self.cohorts.agreed(state, spans)
         try:
-            frame = decode_frame(payload, header.layout, length)
+            frame = decode_frame(payload, header.layout, length, agreed)
         except CodecError as error:
             return Rejection("malformed", error.problem)
         if frame.base_version != header.base_version or frame.rank != header.rank:
@@ -173,14 +184,20 @@ class BufferedStrategy:
             coverage = dict(state.coverage)
             key = "" if header.rank is None else str(header.rank)
             coverage[key] = coverage.get(key, 0) + round(weight * WEIGHT_GRID)
-            entry = Folded(site=name, sequence=header.sequence, staleness=staleness, norm=norm)
+            entry = Folded(
+                site=name,
+                sequence=header.sequence,
+                staleness=staleness,
+                norm=norm,
+                left=header.residual_norm / max(1, entries.length) ** 0.5,
+            )
             state = replace(
                 state,
                 coverage=coverage,
                 folded=(*state.folded, entry),
                 tokens=state.tokens + header.tokens,
             )
-            facts.append(_acceptance(delivery, staleness, weight, norm, scaled))
+            facts.append(update_accepted(delivery, staleness, weight, norm, scaled))
         return _after_acceptance(state, name, header), facts
 
     def _weight(self, tokens: int) -> float:
@@ -223,9 +240,11 @@ class BufferedStrategy:
         left = step - sent
         theta = state.theta - sent
         norms = (*state.norms, *sorted(folded.norm for folded in state.folded))[-NORMS_KEPT:]
+        support = None if self.cohorts is None else self.cohorts.following(state, theta)
         state = replace(
             state,
             theta=theta,
+            support=support,
             outer=outer,
             outer_round=state.outer_round + 1,
             version=state.version + 1,
@@ -317,32 +336,3 @@ def _take_judgements(state: ServerState, delivery: Delivery) -> tuple[ServerStat
         for judgement in header.judgements
     ]
     return state.with_site(name, judged=version, judged_sequence=header.sequence), events
-
-
-def _acceptance(
-    delivery: Delivery, staleness: int, weight: float, norm: float, scaled: float
-) -> Event:
-    header = delivery.update.header
-    return UpdateAccepted(
-        order=header.order,
-        site=delivery.site,
-        base_version=header.base_version,
-        staleness=staleness,
-        local_steps=header.local_steps,
-        tokens=header.tokens,
-        weight=weight,
-        loss=header.loss,
-        norm=norm,
-        scaled=scaled,
-        train_seconds=header.train_seconds,
-        evaluate_seconds=header.evaluate_seconds,
-        work_seconds=header.work_seconds,
-        idle_seconds=header.idle_seconds,
-        bytes_up=delivery.update.num_bytes,
-        residual_norm=header.residual_norm,
-    )
-
-
-def round_stepped(state: ServerState, num_updates: int, norm: float, seconds: float) -> Event:
-    """Return the journal's line on a step."""
-    return RoundStepped(state.version, num_updates, state.tokens, norm, seconds)

@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from boli.codec.support import Support
 from boli.durable import Generations
 from boli.errors import CorruptFileError
 from boli.rounds.update import Folded, ServerState, SiteProgress
@@ -23,7 +24,9 @@ def to_parts(state: ServerState) -> tuple[dict[str, NDArray[Any]], dict[str, Any
         arrays["partial_sum"] = state.partial_sum
     if state.unsent is not None:
         arrays["unsent"] = state.unsent
-    facts = {
+    if state.first is not None:
+        arrays["first"] = state.first
+    facts: dict[str, Any] = {
         "schema": SCHEMA,
         "run": state.run,
         "layout": state.layout,
@@ -36,6 +39,8 @@ def to_parts(state: ServerState) -> tuple[dict[str, NDArray[Any]], dict[str, Any
         "tokens": state.tokens,
         "journal_seq": state.journal_seq,
     }
+    if state.support is not None:
+        facts["support"] = state.support.model_dump(mode="json")
     return arrays, facts
 
 
@@ -61,6 +66,8 @@ def from_parts(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> 
         outer_round=facts["outer_round"],
         partial_sum=arrays.get("partial_sum"),
         unsent=arrays.get("unsent"),
+        first=arrays.get("first"),
+        support=Support.model_validate(facts["support"]) if "support" in facts else None,
         coverage=facts["coverage"],
         folded=tuple(Folded.model_validate(entry) for entry in facts["folded"]),
         norms=tuple(facts["norms"]),

@@ -22,8 +22,9 @@ from boli.journal import (
     SiteLeft,
     UpdateRejected,
 )
-from boli.rounds.buffer import BufferedStrategy, round_stepped
+from boli.rounds.buffer import BufferedStrategy
 from boli.rounds.checkpoint import CheckpointStore
+from boli.rounds.journaled import round_stepped
 from boli.rounds.schedule import Schedule
 from boli.rounds.transport import (
     Arrival,
@@ -71,6 +72,7 @@ class Rounds:
         ranks = {name: site.rank for name, site in state.sites.items()}
         views = {name: (ranks[name], self.strategy.spans[name]) for name in ranks}
         self.transport.start(views, Release(state.version, state.layout, state.theta))
+        state = self.strategy.begin(state)
         # Orders go out as sites join, also those that were open when a run was stopped.
         state, _ = self.schedule.issue(state)
         self._started = self.clock()

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from boli.plan import OuterPlan
+from boli.plan_rounds import OuterPlan
 from boli.rounds.update import Vector
 
 Moments = Mapping[str, Vector]

@@ -64,6 +64,9 @@ class Schedule:
         order = state.sites[name].outstanding
         if order is None or order.base_version == state.version:
             return state, order
+        if order.support is not None:  # an answer on that support would be read on another one
+            order = self._order(state, name, state.sites[name])
+            return state.with_site(name, outstanding=order, sequence=order.sequence), order
         order = order.model_copy(
             update={
                 "attempt": order.attempt + 1,
@@ -97,6 +100,7 @@ class Schedule:
             evaluate=self._parts(state, site),
             first=site.judged < 0,
             returned=site.returned,
+            support=state.support if steps else None,
         )
 
     def _parts(self, state: ServerState, site: SiteProgress) -> tuple[Part, ...]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from boli.codec.codec import EXACT, DenseCodec, encode_frame
 from boli.codec.facts import pack_facts
+from boli.codec.support import Support
 
 Vector = NDArray[np.float32]
 Sums = NDArray[np.int64]
@@ -53,6 +54,7 @@ class Order(Message):
     evaluate: tuple[Part, ...] = ()  # judged at base_version, before training
     first: bool = False  # what is judged is version 0, the base unchanged, whatever base_version
     returned: Count = 0  # the last sequence that was refused but sound, if its verdict was lost
+    support: Support | None = None  # of the cohort that trains from base_version; codec public
 
 
 class Judgement(Message):
@@ -181,6 +183,7 @@ class Folded(Message):
     sequence: int
     staleness: int
     norm: float
+    left: float = 0.0  # size of an entry of what the site could not send yet, as it says
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,8 @@ class ServerState:
     outer: Mapping[str, Vector] = field(default_factory=dict)  # moments, (d,) each
     outer_round: int = 0  # rounds that the outer optimizer has seen
     unsent: Vector | None = None  # (d,) of the steps so far, what versions do not carry yet
+    first: Vector | None = None  # (d,) version 0, where supports are public
+    support: Support | None = None  # that this version's cohort shares
     partial_sum: Sums | None = None  # (d,) fixed point, of the updates in `folded`
     coverage: Mapping[str, int] = field(default_factory=dict)  # rank to weight, fixed point
     folded: tuple[Folded, ...] = ()

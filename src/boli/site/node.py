@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from boli.codec.codec import Codec, Decay, DenseCodec, at_density, decode_frame, encode_frame
+from boli.codec.codec import EXACT, Codec, Decay, DenseCodec, at_density, decode_frame, encode_frame
+from boli.codec.public import PublicCodec
 from boli.durable import Generations
 from boli.model.layout import Layout, Vector
 from boli.rounds.transport import Joined, NodeLink, Stop, Version, held_digest
@@ -42,6 +43,7 @@ class Work(Protocol):
     """Trains and judges at one site; its state is arrays and facts."""
 
     layout: Layout  # of the site's own rank
+    full_layout: Layout  # that all sites share
     rank: int | None
     first: Vector  # (m,) version 0, which every site makes by itself
     num_lines: Mapping[str, Mapping[str, int]]
@@ -90,6 +92,7 @@ class Node:
     velocity: Vector | None = None  # (m,) of `momentum`; None: zero
     answer: UpdateHeader | None = None  # the last one, until the next is made
     payload: bytes = b""
+    content: bytes = b""  # of the payload, in a frame that says all by itself
     _work_state: tuple[dict[str, NDArray[Any]], dict[str, Any]] | None = None  # between orders
     _pending: Order | None = None
     _newest: int = 0  # sequence of the newest order that came
@@ -148,7 +151,8 @@ class Node:
     def _take_back(self, sequence: int) -> None:
         """Return an answer that was refused but sound to the residual, once."""
         if self.answer is not None and sequence == self.answer.sequence and self.payload:
-            given_back = decode_frame(self.payload, self.full_digest, self.work.layout.size).vector
+            content = self.content or self.payload
+            given_back = decode_frame(content, self.full_digest, self.work.layout.size).vector
             self.residual = given_back if self.residual is None else self.residual + given_back
             self.payload = b""  # so that a second word on it finds nothing to give back
             self._save()
@@ -178,7 +182,7 @@ class Node:
             self.work.restore(*self._work_state)
             return
         self._work_state = self.work.state()
-        payload = self._encode(order, done, version)
+        payload = self._encode(order, done, version, theta)
         self.answer = UpdateHeader(
             order=order.order,
             site=self.site,
@@ -202,16 +206,19 @@ class Node:
         self.link.send_update(self.answer, self.payload)
         self._idle_since = time.monotonic()
 
-    def _encode(self, order: Order, done: Done, version: int) -> bytes:
+    def _encode(self, order: Order, done: Done, version: int, theta: Vector) -> bytes:
         """Return the payload; what it does not carry is the next residual."""
+        self.content = b""
         if done.pseudo_gradient is None:
             return b""
         moved = self._with_momentum(done.pseudo_gradient)
         carried = self.residual_decay.of(self.residual, version)
         error = moved if carried is None else moved + carried
-        codec = at_density(self.codec, order.density)
+        codec = self._codec_for(order, theta)
         frame = encode_frame(codec, error, order.layout, order.rank, version)
-        sent = decode_frame(frame, order.layout, error.size).vector
+        sent = decode_frame(frame, order.layout, error.size, codec).vector
+        if order.support is not None:
+            self.content = encode_frame(EXACT, sent, order.layout, order.rank, version)
         left = error - sent
         self.residual = left if left.any() else None
         if self.momentum:  # what was sent was stale: its momentum would push the same way again
@@ -232,11 +239,21 @@ class Node:
         velocity: Vector = np.float32(self.momentum) * self.velocity + fresh
         return velocity
 
+    def _codec_for(self, order: Order, theta: Vector) -> Codec:
+        """Return the codec, with the density or the cohort's support that the order names."""
+        if order.support is None or not isinstance(self.codec, PublicCodec):
+            return at_density(self.codec, order.density)
+        full, moved = self.work.full_layout, theta - self.work.first
+        spans = full.view(self.work.rank).spans
+        return self.codec.on(order.support, moved, spans, full.size, order.order)
+
     def _save(self) -> None:
         assert self._work_state is not None
         work, facts = self._work_state
         arrays = {f"work.{name}": array for name, array in work.items()}
         arrays["payload"] = np.frombuffer(self.payload, np.uint8)
+        if self.content:
+            arrays["content"] = np.frombuffer(self.content, np.uint8)
         if self.theta is not None:
             arrays["theta"] = self.theta
         if self.residual is not None:
@@ -264,6 +281,7 @@ class Node:
         self.residual = arrays.get("residual")
         self.velocity = arrays.get("velocity")
         self.payload = arrays["payload"].tobytes()
+        self.content = arrays["content"].tobytes() if "content" in arrays else b""
         self.answer = UpdateHeader.model_validate(facts["answer"]) if facts["answer"] else None
         work = {name[5:]: array for name, array in arrays.items() if name.startswith("work.")}
         self.work.restore(work, facts["work"])

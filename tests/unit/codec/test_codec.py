@@ -18,7 +18,7 @@ from boli.codec.codec import (
     encode_frame,
 )
 from boli.errors import CodecError
-from boli.plan import OneWayPlan
+from boli.plan_rounds import OneWayPlan
 
 LAYOUT = "00112233445566778899aabbccddeeff"
 VECTOR = np.array([0.0, -0.0, 1.5, -2.25, 1e-30, 3e38], np.float32)

@@ -60,7 +60,17 @@ def test_more_bits_leave_less(bits: int) -> None:
     chosen = largest(vector, 1 / 16, 4096)
     sent = there_and_back(SparseCodec(1 / 16, bits), vector)
     left = np.linalg.norm(vector[chosen] - sent[chosen]) / np.linalg.norm(vector[chosen])
-    assert left < {2: 0.13, 4: 0.10, 8: 0.01}[bits]
+    assert left < {2: 0.17, 4: 0.10, 8: 0.01}[bits]
+
+
+def test_two_bits_spend_little_more_than_shannon_asks_for_their_error() -> None:
+    vector = random_vector(1 << 17)
+    codec = SparseCodec(density=0.43)
+    payload = codec.encode(vector)
+    left = vector - codec.entries(payload, vector.size).vector()
+    error = float(np.sum(left**2) / np.sum(vector**2))
+    bits = 8 * len(payload) / vector.size
+    assert bits - 0.5 * math.log2(1 / error) < 0.3  # of a Gaussian; 0.4 with levels of equal use
 
 
 def test_exact_values_lose_nothing_of_what_is_kept() -> None:

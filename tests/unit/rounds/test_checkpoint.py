@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from boli.codec.public import PublicCodec
 from boli.codec.sparse import SparseCodec
 from boli.errors import CorruptFileError, StorageError
 from boli.rounds.checkpoint import CheckpointStore, from_parts, to_parts
+from boli.rounds.cohort import Cohorts
 from boli.rounds.outer import Nesterov
 from boli.rounds.update import ServerState
 
@@ -21,9 +23,10 @@ RANKS = {"arrah": None, "gaya": 2, "patna": None}
 def busy(fed: Any) -> tuple[Any, ServerState]:
     """Return a strategy, and a state with every field in use: two of three updates are in."""
     outer, downlink = Nesterov(np.float32(0.7), np.float32(0.9)), SparseCodec(density=0.25)
-    strategy = fed.strategy(outer=outer, downlink=downlink)
+    cohorts = Cohorts(PublicCodec(), 0, 1.0)
+    strategy = fed.strategy(outer=outer, downlink=downlink, cohorts=cohorts)
     rng = np.random.default_rng(0)
-    state = fed.state()
+    state = strategy.begin(fed.state())
     for name in (*RANKS, "arrah", "gaya"):
         vector = rng.normal(size=fed.layout.size).astype(np.float32)
         values = {"train_seconds": 3.0}
@@ -55,7 +58,7 @@ def test_state_in_the_middle_of_a_round_comes_back_whole(federation: Fed, tmp_pa
     plain = {"run", "layout"}
     defaults = ServerState("", "", state.theta, {})
     for f in fields(ServerState):  # nothing is left at its default: each field is put to the test
-        if f.name not in plain | {"theta", "unsent", "partial_sum", "outer"}:
+        if f.name not in plain | {"theta", "unsent", "first", "partial_sum", "outer"}:
             assert getattr(state, f.name) != getattr(defaults, f.name), f.name
     assert state.unsent is not None
     assert state.partial_sum is not None

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boli.plan import OuterPlan
+from boli.plan_rounds import OuterPlan
 from boli.rounds.outer import outer_optimizer
 from boli.rounds.update import Vector
 

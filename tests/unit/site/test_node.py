@@ -10,7 +10,9 @@ import pytest
 from quadratic import LAYOUT, QuadraticWork
 
 from boli.codec.codec import Decay, DenseCodec, decode_frame
+from boli.codec.public import PublicCodec
 from boli.codec.sparse import SparseCodec
+from boli.codec.support import Support
 from boli.durable import Generations
 from boli.rounds.transport import Joined, Stop
 from boli.rounds.update import Order, UpdateHeader, Verdict
@@ -129,6 +131,47 @@ def test_node_that_was_cut_off_sends_the_same_bytes_again(tmp_path: Path) -> Non
     node(first, tmp_path, codec=DenseCodec("fp16"))
     node(again, tmp_path, codec=DenseCodec("fp16"))
     assert [payload for _, payload in again.sent] == [first.sent[0][1]] * 2
+
+
+PUBLIC = PublicCodec(value_bits=4)
+
+
+def of_cohort(sequence: int) -> Order:
+    support = Support(seed=1, start=sequence, blocks=1, unit=-3)
+    return order(sequence).model_copy(update={"support": support})
+
+
+def read(asked: Order, payload: bytes) -> Any:
+    """Return what the coordinator makes of a payload of the first version's cohort."""
+    assert asked.support is not None
+    still = np.zeros(LAYOUT.size, np.float32)
+    codec = PUBLIC.on(asked.support, still, ((0, LAYOUT.size),), LAYOUT.size)
+    return decode_frame(payload, LAYOUT.digest, LAYOUT.size, codec).vector
+
+
+def test_public_update_is_its_cohorts_entries_and_the_rest_stays(tmp_path: Path) -> None:
+    orders = [of_cohort(1), of_cohort(2)]
+    line = Line(*orders)
+    made = node(line, tmp_path, codec=PUBLIC)
+    sent = [read(asked, payload) for asked, (_, payload) in zip(orders, line.sent, strict=True)]
+    assert all(0 < np.count_nonzero(one) <= 16 for one in sent)
+    np.testing.assert_allclose(sum(sent) + made.residual, made.work.made, atol=1e-5)
+
+
+def test_public_node_that_was_cut_off_sends_the_same_bytes_again(tmp_path: Path) -> None:
+    first, again = Line(of_cohort(1)), Line(of_cohort(1))
+    node(first, tmp_path / "a", codec=PUBLIC)
+    node(again, tmp_path / "b", codec=PUBLIC)
+    assert first.sent[0][1] == again.sent[0][1]
+
+
+def test_refused_public_update_flows_back_also_when_its_version_is_gone(tmp_path: Path) -> None:
+    """By then the site no longer knows which entries they were; it kept them by themselves."""
+    first, second = Line(of_cohort(1)), Line(of_cohort(3).model_copy(update={"returned": 1}))
+    node(first, tmp_path, codec=PUBLIC)
+    made = node(second, tmp_path, codec=PUBLIC)
+    sent = read(of_cohort(3), second.sent[0][1])
+    np.testing.assert_allclose(sent + made.residual, made.work.made, atol=1e-5)
 
 
 @pytest.mark.parametrize("from_residual", [True, False])
