@@ -46,6 +46,7 @@ bench: setup ## every published number; hours
 	$(BIN)/python benchmarks/local_steps.py
 	$(BIN)/python benchmarks/federated_vs_central.py
 	$(BIN)/python benchmarks/codec_speed.py
+	$(BIN)/python benchmarks/thin_wire.py
 
 docs: setup ## the help of every command, for docs/reference/commands.md
 	$(BIN)/python docs/write_commands.py
