@@ -78,6 +78,7 @@ class SparseCodec:
         least = np.minimum.reduceat(magnitudes, first) if first.size else magnitudes
         in_group = np.bincount(group[first], minlength=num_groups)
         least = np.bincount(group[first], least, num_groups) / np.maximum(in_group, 1)
+        least = least.astype(np.float32)
         scales, levels = _quantize(magnitudes, group, sizes, least, self.value_bits)
         book = _book(scales, self.value_bits)
         keep = magnitudes >= book[group, levels] * np.float32(0.5)
