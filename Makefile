@@ -47,6 +47,7 @@ bench: setup ## every published number; hours
 	$(BIN)/python benchmarks/federated_vs_central.py
 	$(BIN)/python benchmarks/codec_speed.py
 	$(BIN)/python benchmarks/thin_wire.py
+	$(BIN)/python benchmarks/dgc.py
 
 docs: setup ## the help of every command, for docs/reference/commands.md
 	$(BIN)/python docs/write_commands.py
