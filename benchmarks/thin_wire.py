@@ -87,7 +87,8 @@ SETTINGS: dict[str, Settings] = {
         "rounds.outer.learning_rate": 0.7,
         "rounds.outer.momentum": 0.5,  # 0.9, as published, is far worse over so few rounds
     },
-    "fedavg": TOKENS | {RATE: 1.5e-2, "rounds.outer.name": "sgd", "rounds.outer.learning_rate": 1.0},
+    "fedavg": TOKENS
+    | {RATE: 1.5e-2, "rounds.outer.name": "sgd", "rounds.outer.learning_rate": 1.0},
     "ours": {
         "model.local_steps.batch_sequences": 4,
         RATE: 5e-3,
