@@ -47,18 +47,18 @@ from boli.site.node import Node
 from boli.site.work import TrainingWork, open_work
 
 HERE = Path(__file__).parent
-STEPS = 3000
+STEPS = 1500
 MICRO = {"vocabulary_size": 2048, "hidden_size": 64, "num_layers": 2, "intermediate_size": 192}
 KANGRI = {"path": "parallel/kangri/train.xnr-hin.tsv", "column": 1}
-# Rates tuned on the tuning part, seed 0: among 2e-3, 4e-3 and 8e-3.
-DENSE: dict[str, Any] = {"learning_rate": 4e-3}
-DGC: dict[str, Any] = {"learning_rate": 4e-3, "beta1": 0.0}
+# Tuned on the tuning part, seed 0: dense 2e-3 is better than 1e-3, dgc 2e-3 than 1e-3 and 6e-3.
+DENSE: dict[str, Any] = {"learning_rate": 2e-3}
+DGC: dict[str, Any] = {"learning_rate": 2e-3, "beta1": 0.0}
 CODEC: dict[str, Any] = {
     "name": "dgc",
     "momentum": 0.9,
     "density": 0.004,
-    "warmup": [0.25, 0.0625, 0.0156],
-    "warmup_rounds": 100,
+    "warmup": [0.25, 0.0625, 0.0156, 0.008],
+    "warmup_rounds": 50,
     "downlink": {"name": "sparse", "density": 0.05},
 }
 
@@ -208,19 +208,21 @@ def main() -> None:
                 run[arm] = dgc(plan_of(data, seed, DGC | rate, CODEC))
             run[arm]["seconds"] = round(time.monotonic() - started)
             print(f"seed {seed} {arm:6}", run[arm], flush=True)
-        if len(options.arms) == 2:
-            run["percent"] = (run["dgc"]["test"] / run["dense"]["test"] - 1) * 100
         runs.append(run)
-    if options.rate is None and len(options.arms) == 2:
-        apart = [run["percent"] for run in runs]
-        fewer = [run["dgc"]["times_fewer_up"] for run in runs]
-        summary = {
+        if options.rate is None and len(options.arms) == 2:
+            options.out.write_text(json.dumps(summed_up(runs), indent=1) + "\n")
+            print(summed_up(runs)["summary"], flush=True)
+
+
+def summed_up(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    apart = [(run["dgc"]["test"] / run["dense"]["test"] - 1) * 100 for run in runs]
+    return {
+        "summary": {
             "test_percent_against_dense": [round(each, 2) for each in apart],
-            "mean_percent": statistics.mean(apart),
-            "times_fewer_bytes_up": [math.floor(each) for each in fewer],
-        }
-        print(summary)
-        options.out.write_text(json.dumps({"summary": summary, "runs": runs}, indent=1) + "\n")
+            "times_fewer_bytes_up": [math.floor(run["dgc"]["times_fewer_up"]) for run in runs],
+        },
+        "runs": runs,
+    }
 
 
 if __name__ == "__main__":

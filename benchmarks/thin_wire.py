@@ -85,7 +85,7 @@ SETTINGS: dict[str, Settings] = {
         RATE: 1e-2,
         "rounds.outer.name": "nesterov",
         "rounds.outer.learning_rate": 0.7,
-        "rounds.outer.momentum": 0.5,  # 0.9, as published, is far worse over so few rounds
+        "rounds.outer.momentum": 0.5,  # over so few rounds 0.9, as published, is too much
     },
     "fedavg": TOKENS
     | {RATE: 1.5e-2, "rounds.outer.name": "sgd", "rounds.outer.learning_rate": 1.0},
