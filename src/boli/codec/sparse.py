@@ -45,7 +45,7 @@ _FIELDS = struct.Struct("<IBBHII")
 BLOCK = 1 << 20  # entries looked at together: temporaries stay small, and two cores share the work
 FURTHEST = 2.0**15  # between the largest entry of a group and its scale: what is left stays exact
 OFTEN = 65535
-VALUE_BITS = {2: 1.85, 4: 2.6, 8: 6.4, 32: 32.0}  # that a sent entry takes once coded
+VALUE_BITS = {2: 1.25, 4: 2.6, 8: 6.4, 32: 32.0}  # that a sent entry takes once coded
 GREATEST = np.uint32(0x7F7F0000).view(np.float32)  # that 16 bits of float32 can say
 
 
