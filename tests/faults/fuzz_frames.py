@@ -72,10 +72,10 @@ def one(data: bytes) -> None:
     if len(data) < 2:
         return
     kind, length = data[0], LENGTHS[data[1] % len(LENGTHS)]
-    tracemalloc.start()
+    tracemalloc.reset_peak()
+    before, _ = tracemalloc.get_traced_memory()
     read(kind, data[2:], length)
-    _, most = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    most = tracemalloc.get_traced_memory()[1] - before
     stated = LONGEST if kind == FACTS else ENTRY_BYTES * length
     if most > 2 * (stated + len(data)) + FIXED_BYTES:
         raise MemoryError(f"{most} bytes to read {len(data)} that state {stated}")
@@ -111,6 +111,7 @@ def main() -> None:
         for number, data in enumerate(SEEDS):
             (Path(folder) / f"{number:03}").write_bytes(data)
         np.seterr(all="ignore")
+        tracemalloc.start()
         for data in SEEDS:
             one(data)
         (used,) = (
