@@ -30,7 +30,6 @@ import numpy as np
 import torch
 
 import boli
-from boli.codec.codec import codec_for
 from boli.durable import Generations
 from boli.engine.fake import FakeTransport
 from boli.evaluation.report import figures
@@ -91,16 +90,7 @@ def dgc(plan: Plan) -> dict[str, Any]:
     def make_node(site: str, link: NodeLink, store: Generations, restarts: int) -> Node:
         section = next(section for section in plan.site if section.name == site)
         work = open_work(plan, section, prepared.base)
-        return Node(
-            site,
-            link,
-            work,
-            store,
-            work.full_layout.digest,
-            codec_for(plan.codec),
-            momentum=plan.codec.momentum,
-            restarts=restarts,
-        )
+        return Node.of(plan, site, link, work, store, restarts)
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

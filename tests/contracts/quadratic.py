@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boli.codec.codec import codec_for, decay_for, decode_frame
+from boli.codec.codec import decode_frame
 from boli.durable import Generations
 from boli.model.layout import Layout, Vector
 from boli.rounds.checkpoint import CheckpointStore
@@ -173,18 +173,7 @@ class Job:
         return QuadraticWork(site, self.ranks[site], self.step_seconds.get(site, 0.0))
 
     def node(self, site: str, link: NodeLink, store: Generations, restarts: int) -> Node:
-        plan, work = self.plan.codec, self.work(site)
-        return Node(
-            site,
-            link,
-            work,
-            store,
-            LAYOUT.digest,
-            codec_for(plan),
-            decay_for(plan, self.plan.rounds.total),
-            plan.train_from_residual,
-            restarts=restarts,
-        )
+        return Node.of(self.plan, site, link, self.work(site), store, restarts)
 
     def first_state(self) -> ServerState:
         sites = {name: SiteProgress(rank=rank) for name, rank in self.ranks.items()}

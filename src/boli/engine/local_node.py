@@ -81,7 +81,6 @@ def serve(run_folder: Path, site_name: str, link: LocalLink, restarts: int) -> N
     """Open a site's text, base and state, and serve orders until told to stop."""
     import torch
 
-    from boli.codec.codec import codec_for, decay_for
     from boli.plan_file import plan_from_tables
     from boli.site.node import Node
     from boli.site.work import open_work
@@ -91,19 +90,8 @@ def serve(run_folder: Path, site_name: str, link: LocalLink, restarts: int) -> N
     site = next(site for site in plan.site if site.name == site_name)
     origin = json.loads((run_folder / "run.json").read_text())["base"]
     work = open_work(plan, site, origin)
-    Node(
-        site=site_name,
-        link=link,
-        work=work,
-        store=Generations(run_folder / "sites" / site_name),
-        full_digest=work.full_layout.digest,
-        codec=codec_for(plan.codec),
-        residual_decay=decay_for(plan.codec, plan.rounds.total),
-        from_residual=plan.codec.train_from_residual,
-        momentum=plan.codec.momentum if plan.codec.name == "dgc" else 0.0,
-        slowdown=site.slowdown,
-        restarts=restarts,
-    ).run()
+    store = Generations(run_folder / "sites" / site_name)
+    Node.of(plan, site_name, link, work, store, restarts).run()
 
 
 def main(arguments: list[str]) -> int:

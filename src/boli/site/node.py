@@ -16,10 +16,21 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from boli.codec.codec import EXACT, Codec, Decay, DenseCodec, at_density, decode_frame, encode_frame
+from boli.codec.codec import (
+    EXACT,
+    Codec,
+    Decay,
+    DenseCodec,
+    at_density,
+    codec_for,
+    decay_for,
+    decode_frame,
+    encode_frame,
+)
 from boli.codec.public import PublicCodec
 from boli.durable import Generations
 from boli.model.layout import Layout, Vector
+from boli.plan import Plan
 from boli.rounds.transport import Joined, NodeLink, Stop, Version, held_digest
 from boli.rounds.update import Judgement, Order, UpdateHeader, Verdict, norm_of
 
@@ -98,6 +109,32 @@ class Node:
     _newest: int = 0  # sequence of the newest order that came
     _stopping: bool = False
     _idle_since: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        site: str,
+        link: NodeLink,
+        work: Work,
+        store: Generations,
+        restarts: int = 0,
+    ) -> Node:
+        """Return the node of one of a plan's sites."""
+        codec = plan.codec
+        return cls(
+            site,
+            link,
+            work,
+            store,
+            work.full_layout.digest,
+            codec_for(codec),
+            decay_for(codec, plan.rounds.total),
+            codec.train_from_residual,
+            codec.momentum if codec.name == "dgc" else 0.0,
+            next(one.slowdown for one in plan.site if one.name == site),
+            restarts,
+        )
 
     def run(self) -> None:
         """Serve until told to stop.
