@@ -1,0 +1,160 @@
+"""What a site on another machine needs to begin a run: the plan, and the files of the base."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import Field
+
+from boli.durable import Generations, write_file
+from boli.errors import CorruptFileError, SiteError
+from boli.plan import Plan, SitePlan, TextSource
+from boli.plan_file import plan_from_tables
+from boli.rounds.transport import NodeLink
+from boli.rounds.update import Message
+from boli.site.node import Node
+
+READ_BYTES = 1 << 20
+BASE_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")  # data only, never code
+
+
+class BaseFile(Message):
+    """One file of the base: what it is called, and what it must be."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,150}$")
+    size: int = Field(ge=0)  # bytes
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Kit(Message):
+    """All that a site is told of a run; its text and its state are its own."""
+
+    run: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,60}$")
+    plan: dict[str, Any]  # tables, as in plan.json
+    files: tuple[BaseFile, ...] = ()  # of the base; none: the plan names a hub id
+    origin: str = ""  # the hub id
+
+    @property
+    def base_digest(self) -> str:
+        """Name of the base's folder at a site: bases that are equal share one."""
+        said = json.dumps([file.facts() for file in self.files])
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hash of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def kit_of(run: str, plan: Plan, origin: str) -> Kit:
+    """Return the kit of a run whose base is the folder or hub id `origin`."""
+    folder, files = Path(origin), []
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and path.suffix in BASE_SUFFIXES:
+                size = path.stat().st_size
+                files.append(BaseFile(name=path.name, size=size, sha256=sha256_of(path)))
+    tables = json.loads(plan.model_dump_json())
+    return Kit(run=run, plan=tables, files=tuple(files), origin="" if files else origin)
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    """One site's own places: text that is only read, and state that only boli writes."""
+
+    site: str
+    data: Path  # text paths of the plan start here, and stay below it
+    state: Path
+    base: Path | None = None  # the base, where the site has it already
+
+    def run_folder(self, kit: Kit) -> Path:
+        """Return where the node's state of one run is."""
+        return self.state / "runs" / kit.run
+
+    def base_folder(self, kit: Kit) -> Path:
+        """Return where the base's files are, or will be."""
+        return self.base or self.state / "bases" / kit.base_digest
+
+    def missing(self, kit: Kit) -> list[BaseFile]:
+        """Return the files of the base that are not here yet, or not whole.
+
+        Raises:
+            SiteError: the base that the site was given is not the run's.
+        """
+        folder = self.base_folder(kit)
+        found = [
+            file
+            for file in kit.files
+            if not (folder / file.name).is_file() or sha256_of(folder / file.name) != file.sha256
+        ]
+        if found and self.base is not None:
+            raise SiteError(
+                f"{folder / found[0].name} is not the file that run {kit.run} starts from",
+                "give the folder of the same base, or none: it is fetched then",
+            )
+        return found
+
+    def add_base_file(self, kit: Kit, file: BaseFile, content: bytes) -> None:
+        """Keep a file of the base that was fetched.
+
+        Raises:
+            CorruptFileError: it is not what the kit names.
+            StorageError: the disk is full or refuses.
+        """
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise CorruptFileError(f"{file.name} of the base arrived altered", "fetch it again")
+        write_file(self.base_folder(kit) / file.name, content)
+
+    def open_node(self, kit: Kit, link: NodeLink, restarts: int = 0) -> Node:
+        """Return the site's node for a run, with its text and base loaded.
+
+        Raises:
+            CorpusError: the text is missing, empty or too short.
+            ModelError: the base cannot be loaded.
+            SiteError: the plan does not know the site, or wants text from elsewhere.
+        """
+        import torch
+
+        from boli.plan import available_cores
+        from boli.site.work import open_work
+
+        plan, section = self.plan_here(kit)
+        torch.set_num_threads(plan.engine.threads_per_site or available_cores())
+        origin = str(self.base_folder(kit)) if kit.files else kit.origin
+        work = open_work(plan, section, origin)
+        return Node.of(plan, self.site, link, work, Generations(self.run_folder(kit)), restarts)
+
+    def plan_here(self, kit: Kit) -> tuple[Plan, SitePlan]:
+        """Return the plan with this site's folder as its root, and the site's section.
+
+        Raises:
+            SiteError: the plan does not know the site, or wants text from elsewhere.
+        """
+        tables = {**kit.plan, "corpus": {**kit.plan.get("corpus", {}), "root": str(self.data)}}
+        plan = plan_from_tables(tables)
+        section = next((one for one in plan.site if one.name == self.site), None)
+        if section is None:
+            names = ", ".join(one.name for one in plan.site)
+            raise SiteError(f"plan {plan.name} has no site {self.site}", f"it has: {names}")
+        for source in section.text:
+            _check_below(source, self.data)
+        return plan, section
+
+
+def _check_below(source: TextSource, data: Path) -> None:
+    """Refuse text outside the site's folder: the plan was written by somebody else."""
+    for path in filter(None, (source.path, source.held_out_by)):
+        parts = PurePosixPath(path)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise SiteError(
+                f"the plan asks for {path}, which is outside {data}",
+                "name text in the plan relative to the site's data folder",
+            )
