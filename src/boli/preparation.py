@@ -66,13 +66,17 @@ class Prepared:
     base_before: dict[str, float] = field(default_factory=dict)  # bits, bytes
 
 
-def check_text(plan: Plan) -> dict[str, dict[str, Split]]:
-    """Read every site's text once, so that what is wrong shows before anything is built.
+def check_text(plan: Plan, *, sites: bool = True) -> dict[str, dict[str, Split]]:
+    """Read text once, so that what is wrong shows before anything is built.
+
+    Without `sites` only the base's own: the sites' text is elsewhere.
 
     Raises:
         CorpusError: a text is missing, empty, not UTF-8, or leaves nothing held out.
     """
-    splits = {site.name: read_split(plan, site.text, site.language) for site in plan.site}
+    splits = {}
+    if sites:
+        splits = {site.name: read_split(plan, site.text, site.language) for site in plan.site}
     if plan.model.base.text:
         splits[""] = read_split(plan, plan.model.base.text, plan.model.base.language)
     return splits

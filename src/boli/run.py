@@ -19,6 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -57,6 +58,9 @@ from boli.rounds.update import ServerState
 
 if TYPE_CHECKING:
     from boli.evaluation.forecast import Forecast
+
+
+Engine = Callable[["Run", Prepared], AbstractContextManager[Transport]]
 
 
 @dataclass(frozen=True)
@@ -136,12 +140,14 @@ def train(
     runs: str | Path = "runs",
     observe: Observer = ignore,
     should_stop: Callable[[], bool] = lambda: False,
+    engine: Engine | None = None,
 ) -> Run:
     """Carry out a plan, or go on with a run that was stopped; returns the run.
 
     `observe` gets journal events, live measurements and stages as they happen.
     When `should_stop` says so, the run ends at a point from which it can be
-    resumed, and `Run.finished` is False.
+    resumed, and `Run.finished` is False. `engine` reaches sites elsewhere; without it
+    they are processes on this machine.
 
     Raises:
         BoliError: the plan, the text, the base or the disk does not allow it.
@@ -158,7 +164,7 @@ def train(
                 f"resume without a plan: boli train --resume {run.id}; or start a new run",
             )
     elif plan is not None:
-        check_text(plan)
+        check_text(plan, sites=engine is None)
         check_origin(plan.model.base.path or "")
         run = Run(_new_folder(Path(runs), plan.name))
     else:
@@ -166,7 +172,7 @@ def train(
     with locked(run.folder, "run"):
         if plan is not None and resume is None:
             write_file(run.folder / "plan.json", plan.model_dump_json(indent=2).encode())
-        return _carry_out(run, observe, should_stop)
+        return _carry_out(run, observe, should_stop, engine or local_engine)
 
 
 def _new_folder(runs: Path, name: str) -> Path:
@@ -183,11 +189,11 @@ def _new_folder(runs: Path, name: str) -> Path:
     raise RunError(f"too many runs called {name}-{stamp}", "wait a second")
 
 
-def _carry_out(run: Run, observe: Observer, should_stop: Callable[[], bool]) -> Run:
+def _carry_out(run: Run, observe: Observer, should_stop: Callable[[], bool], engine: Engine) -> Run:
     journal = Journal(run.folder / "journal.jsonl", [observe])
     with contextlib.closing(journal):
         try:
-            _to_the_end(run, journal, observe, should_stop)
+            _to_the_end(run, journal, observe, should_stop, engine)
         except BoliError as error:
             # A full disk refuses this line too; the error itself says enough then.
             with contextlib.suppress(StorageError):
@@ -207,7 +213,11 @@ def _let_threads_sleep() -> None:
 
 
 def _to_the_end(
-    run: Run, journal: Journal, observe: Observer, should_stop: Callable[[], bool]
+    run: Run,
+    journal: Journal,
+    observe: Observer,
+    should_stop: Callable[[], bool],
+    engine: Engine,
 ) -> None:
     """Take a run from wherever it is to its adapter, or to where it was told to stop."""
     started = time.monotonic()
@@ -226,7 +236,7 @@ def _to_the_end(
         checkpoints.save(state)
     if begun:
         journal.append(RunResumed(state.version, [p.name for p in corrupt], state.journal_seq))
-    with _transport(run, prepared) as transport:
+    with engine(run, prepared) as transport:
         rounds = _rounds(plan, prepared, transport, checkpoints, journal, observe, should_stop)
         if not rounds.schedule.finished(state) and not should_stop():
             state = rounds.run(state)
@@ -241,7 +251,8 @@ def _to_the_end(
 
 
 @contextlib.contextmanager
-def _transport(run: Run, prepared: Prepared) -> Iterator[Transport]:
+def local_engine(run: Run, prepared: Prepared) -> Iterator[Transport]:
+    """Bring up the sites as processes on this machine."""
     from boli.engine.local import LocalTransport, node_command
 
     folder = run.folder.resolve()

@@ -414,16 +414,26 @@ def main(arguments: Sequence[str]) -> None:
     from boli.engine.local_node import LocalLink
 
     folder, site = Path(arguments[0]), arguments[1]
-    job = Job(**json.loads((folder / "job.json").read_text()))
+    job = read_job(folder)
     home = folder / "sites" / site
     home.mkdir(parents=True, exist_ok=True)
     (home / "pid").write_text(str(os.getpid()))
     link: Any = LocalLink(int(arguments[2]))
-    if site in job.lies:
-        from boli.engine.lies import LIES
+    job.node(site, truly(job, site, link), Generations(home), int(arguments[3])).run()
 
-        link = LyingLink(link, LIES[job.lies[site]]())
-    job.node(site, link, Generations(home), int(arguments[3])).run()
+
+def read_job(folder: Path) -> Job:
+    """Return what `write_job` left."""
+    return Job(**json.loads((folder / "job.json").read_text()))
+
+
+def truly(job: Job, site: str, link: Any) -> Any:
+    """Return the link, or one that lies where the job says so."""
+    if site not in job.lies:
+        return link
+    from boli.engine.lies import LIES
+
+    return LyingLink(link, LIES[job.lies[site]]())
 
 
 if __name__ == "__main__":

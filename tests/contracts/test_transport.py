@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pytest
+from over_nats import OverNats
 from quadratic import (
     LAYOUT,
     TOKENS_A_STEP,
@@ -156,6 +157,7 @@ ENGINES: dict[str, Callable[[Job, Path], Engine]] = {
     "rough": lambda job, folder: OverFake(job, folder, ROUGH),
     "socket": lambda job, folder: OverFake(job, folder, Script(durable=False)),
     "local": OverLocal,
+    "nats": OverNats,
 }
 
 
@@ -173,6 +175,8 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[
         if one.transport is not None:
             one.transport.close()
         assert one.num_alive() == 0
+        if isinstance(one, OverNats):
+            one.end()
 
 
 PAIR = Job(ranks={"arrah": None, "gaya": 2})
@@ -604,7 +608,7 @@ def test_dead_site_delays_nobody_when_asynchronous(
 
 
 IN_PROCESS = pytest.mark.parametrize("engine", ["fake", "rough", "socket"], indirect=True)
-AS_PROCESSES = pytest.mark.parametrize("engine", ["local"], indirect=True)
+AS_PROCESSES = pytest.mark.parametrize("engine", ["local", "nats"], indirect=True)
 
 
 @IN_PROCESS

@@ -1,16 +1,20 @@
-"""boli: train, check, evaluate, report, runs, demo. The only code that prints or exits."""
+"""boli: train, check, evaluate, report, runs, demo, and sites elsewhere (fleet.py)."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import boli
+from boli.cli import fleet
 from boli.errors import BoliError, CorpusError, RunError
+
+if TYPE_CHECKING:
+    from boli.run import Engine
 
 INTERRUPTED = 130
 
@@ -73,25 +77,38 @@ def train(
 
 
 def _train(plan: boli.Plan | None, resume: str | None, runs: Path) -> None:
+    run = watched_run(plan, resume, runs)
+    finish_or_tell(run, f"boli train --resume {run.id}")
+
+
+def finish_or_tell(run: boli.Run, command: str) -> None:
+    """Print what came out, or the command that goes on."""
     from boli.cli.tables import show_result
 
-    try:
-        run = _watched_run(plan, resume, runs)
-    except KeyboardInterrupt:
-        run = boli.open_run(resume or "latest", runs)
     if not run.finished:
-        print(f"\nstopped; nothing is lost. Go on with: boli train --resume {run.id}")
+        print(f"\nstopped; nothing is lost. Go on with: {command}")
         raise typer.Exit(INTERRUPTED)
     show_result(run)
 
 
-def _watched_run(plan: boli.Plan | None, resume: str | None, runs: Path) -> boli.Run:
+def watched_run(
+    plan: boli.Plan | None, resume: str | None, runs: Path, engine: Engine | None = None
+) -> boli.Run:
+    """Carry out a plan, or go on with a run, and show how it goes."""
     from boli.cli.progress import watched
 
-    with watched(plan or boli.open_run(resume or "", runs).plan) as watch:
-        return boli.train(
-            plan, resume=resume, runs=runs, observe=watch.observe, should_stop=watch.should_stop
-        )
+    try:
+        with watched(plan or boli.open_run(resume or "", runs).plan) as watch:
+            return boli.train(
+                plan,
+                resume=resume,
+                runs=runs,
+                observe=watch.observe,
+                should_stop=watch.should_stop,
+                engine=engine,
+            )
+    except KeyboardInterrupt:
+        return boli.open_run(resume or "latest", runs)
 
 
 @app.command(
@@ -168,6 +185,9 @@ def list_runs(runs: RunsFolder = Path("runs")) -> None:
     from boli.cli.tables import show_runs
 
     show_runs(boli.list_runs(runs), runs)
+
+
+fleet.register(app)
 
 
 def main() -> None:

@@ -113,7 +113,9 @@ class Watch:
                 self._change(name, doing="ready")
             case SiteLeft(site=name, reason=reason):
                 self._change(name, doing="gone")
-                self.console.print(f"site {name} is gone ({reason}); starting it again")
+                self.console.print(
+                    f"site {name} is gone ({reason}); its work goes on when it is back"
+                )
             case OrderSent(site=name, base_version=version, local_steps=steps, bytes_down=down):
                 doing = "training" if steps else "judging"
                 self._change(name, doing=doing, version=version, step=f"0/{steps}", add_down=down)
@@ -191,7 +193,8 @@ def watched(plan: Plan) -> Iterator[Watch]:
         watch.stopping = True
         console.print("stopping; what is done is kept")
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, interrupt) for number in numbers]
     try:
         if console.is_terminal:
             with Live(watch, console=console, refresh_per_second=4):
@@ -199,4 +202,5 @@ def watched(plan: Plan) -> Iterator[Watch]:
         else:
             yield watch
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

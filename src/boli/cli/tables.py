@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from boli.evaluation.units import bits, duration, size
 
 if TYPE_CHECKING:
+    from boli.engine.identities import Guest
     from boli.evaluation.forecast import Forecast
     from boli.evaluation.scores import Score
     from boli.plan import Plan
@@ -155,6 +156,37 @@ def show_scores(scores: Sequence[Score]) -> None:
             *_judged(score.base, score.adapted),
         )
     console.print(table)
+
+
+def show_sites(guests: Mapping[str, Guest], runs: Sequence[Run]) -> None:
+    """Print who was invited, and what the newest run's journal knows of each."""
+    from boli.evaluation.presence import last_seen
+
+    if not guests:
+        print("no site was invited yet; boli invite SITE makes an invitation")
+        return
+    seen = last_seen(runs[0].folder / "journal.jsonl") if runs else {}
+    table = Table(box=None)
+    for name in ("site", "key", "state", "last seen", "tokens/s", "line", "version", "up", "down"):
+        table.add_column(name, justify="left" if name in ("site", "key", "state") else "right")
+    for name, guest in guests.items():
+        found = seen.get(name)
+        key = "valid" if guest.public else "revoked"
+        if found is None:
+            table.add_row(name, key, "never seen", *(["–"] * 6))
+            continue
+        table.add_row(
+            name,
+            key,
+            found.state,
+            f"{duration(time.time() - found.seconds)} ago",
+            f"{found.tokens_per_second:,.0f}" if found.tokens_per_second else "–",
+            duration(found.line_seconds) if found.line_seconds is not None else "–",
+            str(found.version),
+            size(found.bytes_up),
+            size(found.bytes_down),
+        )
+    Console().print(table)
 
 
 def show_runs(runs: Sequence[Run], folder: Path) -> None:

@@ -242,7 +242,12 @@ class Stop:
     """The node is to end."""
 
 
-Instruction = Order | Version | Verdict | Stop
+@dataclass(frozen=True)
+class Rejoin:
+    """The node is to say again that it is there and what it holds: its line was lost."""
+
+
+Instruction = Order | Version | Verdict | Stop | Rejoin
 
 
 class NodeLink(Protocol):

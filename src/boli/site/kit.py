@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import Field
 
-from boli.durable import Generations, write_file
+from boli.durable import Generations, storage_error, sync_folder
 from boli.errors import CorruptFileError, SiteError
 from boli.plan import Plan, SitePlan, TextSource
 from boli.plan_file import plan_from_tables
@@ -102,16 +103,47 @@ class SiteFolder:
             )
         return found
 
-    def add_base_file(self, kit: Kit, file: BaseFile, content: bytes) -> None:
-        """Keep a file of the base that was fetched.
+    def fetched_bytes(self, kit: Kit, file: BaseFile) -> int:
+        """Return how much of a file of the base was fetched so far, also before a power cut."""
+        path = self._unfinished(kit, file)
+        return path.stat().st_size if path.exists() else 0
+
+    def add_piece(self, kit: Kit, file: BaseFile, piece: bytes) -> None:
+        """Keep the next piece of a file of the base.
 
         Raises:
-            CorruptFileError: it is not what the kit names.
             StorageError: the disk is full or refuses.
         """
-        if hashlib.sha256(content).hexdigest() != file.sha256:
-            raise CorruptFileError(f"{file.name} of the base arrived altered", "fetch it again")
-        write_file(self.base_folder(kit) / file.name, content)
+        path = self._unfinished(kit, file)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as target:
+                target.write(piece)
+        except OSError as error:
+            raise storage_error(path, error) from error
+
+    def finish_file(self, kit: Kit, file: BaseFile) -> None:
+        """Take a file of the base for fetched.
+
+        Raises:
+            CorruptFileError: it is not what the kit names; what was fetched is dropped.
+            StorageError: the disk is full or refuses.
+        """
+        path = self._unfinished(kit, file)
+        try:
+            path.touch()
+            if sha256_of(path) != file.sha256:
+                path.unlink()
+                raise CorruptFileError(f"{file.name} of the base arrived altered", "fetch it again")
+            with path.open("rb") as whole:
+                os.fsync(whole.fileno())
+            path.rename(self.base_folder(kit) / file.name)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise storage_error(path, error) from error
+
+    def _unfinished(self, kit: Kit, file: BaseFile) -> Path:
+        return self.base_folder(kit) / f".{file.name}.part"
 
     def open_node(self, kit: Kit, link: NodeLink, restarts: int = 0) -> Node:
         """Return the site's node for a run, with its text and base loaded.

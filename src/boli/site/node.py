@@ -31,7 +31,7 @@ from boli.codec.public import PublicCodec
 from boli.durable import Generations
 from boli.model.layout import Layout, Vector
 from boli.plan import Plan
-from boli.rounds.transport import Joined, NodeLink, Stop, Version, held_digest
+from boli.rounds.transport import Joined, NodeLink, Rejoin, Stop, Version, held_digest
 from boli.rounds.update import Judgement, Order, UpdateHeader, Verdict, norm_of
 
 MEASURE_EVERY_SECONDS = 0.25
@@ -144,6 +144,16 @@ class Node:
             StorageError: the site's state cannot be written.
         """
         self._restore()
+        self._join()
+        while not self._stopping:
+            order = self._pending
+            if order is not None and self.theta is not None and self.version >= order.base_version:
+                self._pending = None
+                self._perform(order, self.theta)
+            else:  # nothing to do, or for a version that is still on its way
+                self._take(self.link.receive(None))
+
+    def _join(self) -> None:
         self.link.join(
             Joined(
                 self.site,
@@ -154,16 +164,11 @@ class Node:
                 self.restarts,
             )
         )
-        while not self._stopping:
-            order = self._pending
-            if order is not None and self.theta is not None and self.version >= order.base_version:
-                self._pending = None
-                self._perform(order, self.theta)
-            else:  # nothing to do, or for a version that is still on its way
-                self._take(self.link.receive(None))
 
     def _take(self, instruction: object) -> None:
         match instruction:
+            case Rejoin():
+                self._join()
             case Stop():
                 self._stopping = True
             case Version():

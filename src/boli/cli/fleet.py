@@ -1,0 +1,255 @@
+"""boli coordinator, invite, join, sites, revoke: sites on other machines."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import boli
+from boli.errors import RunError, TransportError
+
+if TYPE_CHECKING:
+    from boli.engine.identities import Address
+    from boli.preparation import Prepared
+    from boli.rounds.transport import Transport
+
+Folder = Annotated[
+    Path, typer.Option("--folder", help="Keys, certificates and streams of the coordinator.")
+]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
+COORDINATOR = Path("coordinator")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for name, command, brief, example in (
+        (
+            "coordinator",
+            coordinator,
+            "Run a plan over sites on other machines.",
+            "boli coordinator plans/first.toml --listen 0.0.0.0:4222",
+        ),
+        (
+            "invite",
+            invite,
+            "Write the one file with which a site comes in.",
+            "boli invite bhojpur --out bhojpur.boli --address 203.0.113.5:4222",
+        ),
+        (
+            "join",
+            join,
+            "Serve a coordinator as one of its sites.",
+            "boli join bhojpur.boli --data /srv/text",
+        ),
+        ("sites", sites, "List the sites: who is there, how fast, last seen.", "boli sites"),
+        ("revoke", revoke, "End a site's key.", "boli revoke bhojpur"),
+    ):
+        app.command(name, epilog=f"Example: {example}", short_help=brief)(command)
+
+
+def coordinator(
+    plan: Annotated[Path, typer.Argument(help="The plan, a TOML file.")],
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where sites come in; remembered for next time."),
+    ] = None,
+    connect: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="A server that runs with our server.conf already."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the plan."),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Start a new run although this plan has one.")
+    ] = False,
+    folder: Folder = COORDINATOR,
+    runs: Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")] = Path(
+        "runs"
+    ),
+) -> None:
+    """Run a plan over sites on other machines; start it again at any time, and it goes on.
+
+    It starts a NATS server of its own. Sites need an invitation: boli invite.
+    """
+    from boli.cli.main import finish_or_tell
+    from boli.engine.coordinator import Coordinator
+    from boli.engine.identities import Address
+    from boli.engine.nats_server import saved_listen
+
+    loaded = boli.load_plan(plan, overrides or ())
+    found = [] if again else [run for run in boli.list_runs(runs) if run.plan == loaded]
+    if found and found[0].finished:
+        print(f"this plan has been carried out; boli coordinator {plan} --again starts a new run")
+        finish_or_tell(found[0], "")
+        return
+    place = Coordinator(
+        folder,
+        Address.of(listen) if listen else saved_listen(folder),
+        Address.of(connect) if connect else None,
+        lambda line: print(line, flush=True),
+    )
+
+    place.prepare()
+
+    @contextlib.contextmanager
+    def engine(run: boli.Run, prepared: Prepared) -> Iterator[Transport]:
+        versions = run.folder / "versions"
+        with place.transport(run.id, run.plan, prepared.base, versions) as transport:
+            yield transport
+
+    resume = found[0].id if found else None
+    command = f"boli coordinator {plan}" + (f" --folder {folder}" if folder != COORDINATOR else "")
+    from boli.cli.main import watched_run
+
+    finish_or_tell(watched_run(None if resume else loaded, resume, runs, engine), command)
+
+
+def _own_address(listen: Address) -> str:
+    """Return the address to write into invitations: the one this machine uses outward."""
+    from boli.engine.identities import Address
+
+    if listen.host not in ("0.0.0.0", "::"):
+        return str(listen)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing; asks which way out there is
+            return str(Address(probe.getsockname()[0], listen.port))
+        except OSError:
+            raise TransportError(
+                "this machine's own address is not known", "give it: --address HOST:PORT"
+            ) from None
+
+
+def invite(
+    site: Annotated[str, typer.Argument(help="The site's name, as in the plan.")],
+    out: Annotated[Path | None, typer.Option(help="The file; SITE.boli by default.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where the site reaches this coordinator."),
+    ] = None,
+    folder: Folder = COORDINATOR,
+) -> None:
+    """Write the one file with which a site comes in; an older one of the same site ends."""
+    import re
+
+    from boli.engine.identities import Address, Identities, write_invitation
+    from boli.engine.nats_server import readmit, saved_listen
+    from boli.plan import NAME
+
+    if not re.match(NAME, site):
+        raise TransportError(
+            f"{site!r} is no name for a site", "use small letters, digits and hyphens"
+        )
+    reached = Address.of(address or _own_address(saved_listen(folder)))
+    path = out or Path(f"{site}.boli")
+    write_invitation(Identities(folder).invite(site, reached), path)
+    running = readmit(folder)
+    print(f"{path} lets {site} in at {reached}; give it to that site's people only")
+    print(f"there: boli join {path.name} --data FOLDER-WITH-TEXT")
+    if not running:
+        print("the coordinator does not run here yet: boli coordinator PLAN --listen HOST:PORT")
+
+
+def revoke(
+    site: Annotated[str, typer.Argument(help="The site's name.")], folder: Folder = COORDINATOR
+) -> None:
+    """End a site's key: its connection ends at once, and it does not come in again."""
+    from boli.engine.identities import Identities
+    from boli.engine.nats_server import readmit
+
+    Identities(folder).revoke(site)
+    running = readmit(folder)
+    print(f"{site} is out" + ("" if running else "; the server does not run"))
+
+
+def join(
+    invitation: Annotated[Path, typer.Argument(help="The file that boli invite wrote.")],
+    data: Annotated[
+        Path, typer.Option(help="Folder with the site's text; the plan's paths start here.")
+    ] = Path(),
+    state: Annotated[
+        Path | None, typer.Option(help="Folder for the site's state; below ~/.boli by default.")
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Folder of the base, if it is here already.")
+    ] = None,
+    systemd: Annotated[
+        bool, typer.Option("--systemd", help="Print a systemd unit that does this at every boot.")
+    ] = False,
+) -> None:
+    """Serve a coordinator as one of its sites, run after run, until told to stop.
+
+    It dials out only. Text stays here; Ctrl-C stops it, and nothing is lost.
+    """
+    from boli.engine.identities import Invitation
+
+    found = Invitation.read(invitation)
+    home = Path(os.environ.get("BOLI_HOME") or Path.home() / ".boli")
+    place = (state or home / "sites" / found.site).resolve()
+    if not data.is_dir():
+        raise RunError(f"{data} is not a folder", "give the folder with the site's text: --data")
+    if systemd:
+        print(_unit(invitation.resolve(), data.resolve(), place, base and base.resolve()))
+        return
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from boli.durable import locked
+    from boli.engine.nats_node import Agent
+    from boli.site.kit import SiteFolder
+
+    logging.basicConfig(level=logging.WARNING)
+    agent = Agent(found.access, SiteFolder(found.site, data.resolve(), place, base), _say)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: agent.stop())
+    with locked(place, "the site's state"):
+        agent.serve()
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}", flush=True)
+
+
+def _unit(invitation: Path, data: Path, state: Path, base: Path | None) -> str:
+    words: list[Any] = ["join", invitation, "--data", data, "--state", state]
+    words += ["--base", base] if base else []
+    command = " ".join(f'"{word}"' for word in [Path(sys.argv[0]).resolve(), *words])
+    return f"""# Save as /etc/systemd/system/boli-join.service, then:
+#   systemctl daemon-reload && systemctl enable --now boli-join
+[Unit]
+Description=boli: one site of a federation
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+ExecStart={command}
+Restart=always
+RestartSec=10
+User={os.environ.get("USER") or "root"}
+Nice=10
+
+[Install]
+WantedBy=multi-user.target"""
+
+
+def sites(
+    folder: Folder = COORDINATOR,
+    runs: Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")] = Path(
+        "runs"
+    ),
+) -> None:
+    """List the sites: who is there, how fast it trains, its line, what it holds, last seen."""
+    from boli.cli.tables import show_sites
+    from boli.engine.identities import Identities
+
+    show_sites(Identities(folder).guests(), boli.list_runs(runs))

@@ -1,0 +1,353 @@
+"""The coordinator's side over NATS JetStream: sites anywhere, each behind its own line.
+
+Each site has two streams of its own, so that none can fill or read another's: what it
+is sent (orders, versions, verdicts) and what it sends (updates). An update is stored
+by the server when the site is told so, and leaves the stream only when the checkpoint
+that holds it is on the disk. Whenever a site says that it is there, its stream is
+emptied and begun anew from what it holds: nothing is sent in vain, and nothing is missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import queue
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from pydantic import ValidationError
+
+from boli.codec.facts import unpack_facts
+from boli.engine.identities import Access, inbox_of
+from boli.engine.nats_line import Line
+from boli.engine.nats_sender import Sender
+from boli.engine.nats_streams import create_streams, empty_down, note_comings
+from boli.engine.parts import FETCH_BYTES, Assembler, Label
+from boli.engine.wire import FIGURES, Failing, Joining, pack_message, unpack_message
+from boli.errors import CodecError, TransportError
+from boli.rounds.transport import (
+    Arrival,
+    Delivery,
+    Failed,
+    Joined,
+    Left,
+    Malformed,
+    Measurement,
+    Version,
+    VersionLog,
+)
+from boli.rounds.update import Order, Release, Spans, Update, UpdateHeader, Verdict
+from boli.site.kit import Kit
+
+HEADERS_BYTES = 1 << 20  # more than any header needs; a payload comes on top
+START_SECONDS = 60.0
+JOIN_SECONDS = 0.5  # between two that a site says it is there
+
+
+@dataclass
+class _Seat:
+    """One site: what it is sent, and what came of what it sends."""
+
+    site: str
+    snapshot_bytes: int
+    sender: Sender
+    assembler: Assembler
+    joined: bool = False
+    behind: bool = False  # it is silent while versions pass; its next order brings a snapshot
+    starts: bool = True  # the next message is the first of its stream
+    unheard_bytes: int = 0  # of versions since it last said something
+    bytes_down: int = 0
+    joined_at: float = 0.0
+    restarts: int = -1  # joins so far, less the first
+    handles: dict[int, list[str]] = field(default_factory=dict)  # by sequence, to acknowledge
+    connections: set[int] = field(default_factory=set)
+
+
+class NatsTransport:
+    """The coordinator's side; `access` and `watcher` are its keys, for orders and for the news.
+
+    Raises nothing on lost lines: everything is sent again.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        kit: Kit,
+        base: Path | None = None,  # folder of the base that sites fetch
+        versions: Path | None = None,  # folder that outlives this process
+        watcher: Access | None = None,
+        public_keys: Callable[[], Mapping[str, str]] = dict,  # key to site
+    ) -> None:
+        self._kit, self._base, self._versions_folder = kit, base, versions
+        self._public_keys = public_keys
+        self._line = Line(access, self._connected)
+        self._watcher = None if watcher is None else Line(watcher, self._watch)
+        self._seats: dict[str, _Seat] = {}
+        self._arrived: queue.SimpleQueue[Callable[[], Arrival | None]] = queue.SimpleQueue()
+        self._versions: VersionLog | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing = False
+
+    # The coordinator's loop
+
+    def start(self, views: Mapping[str, tuple[int | None, Spans]], release: Release) -> None:
+        self._versions = VersionLog(views, release, self._versions_folder)
+        for site, (_, spans) in views.items():
+            entries = sum(stop - start for start, stop in spans)
+            self._seats[site] = _Seat(
+                site,
+                4 * entries,
+                Sender(self._line, f"boli.down.{site}", partial(empty_down, site=site)),
+                Assembler(HEADERS_BYTES + 4 * entries),
+            )
+        self._line.open()
+        deadline = time.monotonic() + START_SECONDS
+        while self._line.client is None:
+            if time.monotonic() > deadline:
+                raise TransportError(
+                    f"no connection to the NATS server: {self._line.trouble}",
+                    "look at server.log in the coordinator's folder",
+                )
+            time.sleep(0.02)
+        if self._watcher is not None:
+            self._watcher.open()
+
+    def publish(self, release: Release) -> None:
+        assert self._versions is not None
+        self._versions.publish(release)
+        for seat in self._seats.values():
+            if seat.joined and not seat.behind:
+                self._send_version(seat, self._versions.step_for(seat.site))
+                seat.behind = seat.unheard_bytes > seat.snapshot_bytes + HEADERS_BYTES
+
+    def _send_version(self, seat: _Seat, version: Version) -> None:
+        kind = "snapshot" if version.snapshot else "delta"
+        seat.unheard_bytes += len(version.frame)
+        self._send(seat, kind, {"version": version.version}, version.frame)
+
+    def _send(self, seat: _Seat, kind: str, body: Mapping[str, Any], payload: bytes = b"") -> None:
+        data = pack_message(kind, body, payload)
+        seat.bytes_down += len(data)
+        seat.sender.put(data, seat.starts)
+        seat.starts = False
+
+    def _begin_anew(self, seat: _Seat) -> None:
+        seat.sender.begin_anew()
+        seat.starts, seat.behind, seat.unheard_bytes = True, False, 0
+
+    def send_order(self, order: Order) -> None:
+        seat = self._seats[order.site]
+        if not seat.joined:
+            return  # the loop sends it again when the node joins
+        if seat.behind:
+            assert self._versions is not None
+            self._begin_anew(seat)
+            self._send_version(seat, self._versions.snapshot_for(seat.site))
+        self._send(seat, "order", order.facts())
+
+    def answer(self, verdict: Verdict) -> None:
+        seat = self._seats[verdict.site]
+        if seat.joined:
+            self._send(seat, "verdict", verdict.facts())
+        self._acknowledge(seat.handles.pop(verdict.sequence, []))
+
+    def _acknowledge(self, handles: list[str]) -> None:
+        """Let the server forget messages; it sends them again if it does not hear this."""
+
+        async def acknowledge() -> None:
+            client = self._line.client
+            if client is not None:
+                for handle in handles:
+                    await client.publish(handle, b"+ACK")
+
+        if handles:
+            self._line.call(acknowledge())
+
+    def bytes_down(self, site: str) -> int:
+        return self._seats[site].bytes_down
+
+    def receive(self, timeout_seconds: float) -> list[Arrival]:
+        arrivals: list[Arrival] = []
+        deadline = time.monotonic() + timeout_seconds
+        with contextlib.suppress(queue.Empty):
+            while True:
+                left = 0.0 if arrivals else deadline - time.monotonic()
+                take = self._arrived.get(timeout=left) if left > 0 else self._arrived.get_nowait()
+                found = take()
+                if found is not None:
+                    arrivals.append(found)
+        return arrivals
+
+    def close(self) -> None:
+        self._closing = True
+        if self._line.client is not None:
+            with contextlib.suppress(Exception):
+                self._line.call(self._say("stop")).result(5.0)
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """End the connection without a word, as when this process is killed."""
+        self._line.close()
+        if self._watcher is not None:
+            self._watcher.close()
+
+    async def _say(self, word: str) -> None:
+        """Tell all sites: hello, the coordinator is there; or stop, the run is over."""
+        client = await self._line.ready()
+        await client.publish("boli.hello", json.dumps({word: self._kit.run}).encode())
+        await client.flush(5)
+
+    # In the line's thread
+
+    async def _connected(self, client: Client) -> None:
+        """Make the streams and listen; then ask all sites to say what they hold."""
+        for task in self._tasks:
+            task.cancel()
+        for seat in self._seats.values():
+            await create_streams(client, seat.site, self._kit.run, seat.assembler.largest_bytes)
+        # The server pushes only to a subject that is listened to by its full name.
+        arrived = ((f"boli.arrived.{site}", self._on_part) for site in self._seats)
+        for subject, take in (
+            *arrived,
+            ("boli.join.*", self._on_join),
+            ("boli.live.*", self._on_live),
+            ("boli.fetch.*", self._on_fetch),
+        ):
+            await client.subscribe(subject, cb=take, pending_msgs_limit=-1, pending_bytes_limit=-1)
+        self._tasks = [asyncio.ensure_future(seat.sender.run()) for seat in self._seats.values()]
+        await self._say("hello")
+
+    def _seat_of(self, message: Msg) -> _Seat | None:
+        return self._seats.get(message.subject.rsplit(".", 1)[1])
+
+    async def _on_part(self, message: Msg) -> None:
+        seat = self._seat_of(message)
+        if seat is not None:
+            self._arrived.put(partial(self._take_part, seat, message))
+
+    async def _on_join(self, message: Msg) -> None:
+        seat = self._seat_of(message)
+        now = time.monotonic()
+        # One that says it too often is not heard: each time costs a line of the journal.
+        if seat is not None and now - seat.joined_at > JOIN_SECONDS:
+            seat.joined_at = now
+            self._arrived.put(partial(self._take_join, seat, message.data))
+            await self._respond(seat.site, message, b"{}")
+
+    async def _on_live(self, message: Msg) -> None:
+        seat = self._seat_of(message)
+        if seat is not None and self._arrived.qsize() < 1000:
+            self._arrived.put(partial(self._take_figures, seat, message.data))
+
+    async def _on_fetch(self, message: Msg) -> None:
+        seat = self._seat_of(message)
+        if seat is not None and not self._closing:
+            with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+                await self._respond(seat.site, message, self._piece(json.loads(message.data)))
+
+    def _piece(self, wanted: Any) -> bytes:
+        """Return the kit, or a piece of one of the base's files."""
+        if wanted.get("kit"):
+            return json.dumps(self._kit.facts()).encode()
+        names = [file.name for file in self._kit.files if file.sha256 == wanted["file"]]
+        if self._base is None or not names:
+            return b""
+        with (self._base / names[0]).open("rb") as file:
+            file.seek(int(wanted["offset"]))
+            return file.read(FETCH_BYTES)
+
+    async def _respond(self, site: str, message: Msg, data: bytes) -> None:
+        """Answer, but only into the site's own inbox: it names the subject, we may write all."""
+        client = self._line.client
+        if client is not None and message.reply.startswith(f"{inbox_of(site)}."):
+            await client.publish(message.reply, data)
+
+    async def _watch(self, client: Client) -> None:
+        def seat_of(key: str) -> _Seat | None:
+            return self._seats.get(self._public_keys().get(key, ""))
+
+        def came(key: str, number: int) -> None:
+            seat = seat_of(key)
+            if seat is not None:
+                seat.connections.add(number)
+
+        def went(key: str, number: int, reason: str) -> None:
+            seat = seat_of(key)
+            if seat is not None:
+                seat.connections.discard(number)
+                if not seat.connections:
+                    self._arrived.put(partial(self._take_leave, seat, reason))
+
+        for seat in self._seats.values():
+            seat.connections.clear()
+        await note_comings(client, came, went)
+
+    # Back in the coordinator's thread
+
+    def _take_part(self, seat: _Seat, message: Msg) -> Arrival | None:
+        try:
+            label = Label.of((message.headers or {}).get("Nats-Msg-Id"))
+            whole, handles = seat.assembler.add(label, message.data, message.reply)
+        except TransportError as error:
+            self._acknowledge([message.reply])
+            return Malformed(seat.site, error.problem[:200])
+        if whole is None:
+            self._acknowledge(handles)
+            return None
+        return self._read(seat, whole, handles)
+
+    def _read(self, seat: _Seat, data: bytes, handles: list[str]) -> Arrival | None:
+        seat.unheard_bytes = 0
+        try:
+            kind, body, payload = unpack_message(data)
+            if kind == "update":
+                header = UpdateHeader.model_validate(body)
+                seat.handles.setdefault(header.sequence, []).extend(handles)
+                return Delivery(seat.site, Update(header, payload))
+            if kind != "failed":
+                raise TransportError(f"unknown kind {kind[:20]!r}")
+            failing = Failing.model_validate(body)
+        except (TransportError, ValidationError) as error:
+            self._acknowledge(handles)
+            return Malformed(seat.site, str(error).splitlines()[0][:200])
+        self._acknowledge(handles)
+        return Failed(seat.site, failing.problem[:500], failing.hint[:500])
+
+    def _take_join(self, seat: _Seat, data: bytes) -> Arrival | None:
+        assert self._versions is not None
+        try:
+            found = Joining.model_validate(unpack_facts(data))
+        except (CodecError, ValidationError) as error:
+            return Malformed(seat.site, str(error).splitlines()[0][:200])
+        seat.restarts += 1
+        seat.joined = True
+        joined = Joined(
+            seat.site,
+            found.layout,
+            found.num_lines,
+            found.held_version,
+            found.held_digest,
+            seat.restarts,
+        )
+        self._begin_anew(seat)
+        for version in self._versions.catch_up(joined):
+            self._send_version(seat, version)
+        return joined
+
+    def _take_figures(self, seat: _Seat, data: bytes) -> Arrival | None:
+        with contextlib.suppress(CodecError, ValidationError):
+            return Measurement(seat.site, FIGURES.validate_python(unpack_facts(data)))
+        return None
+
+    def _take_leave(self, seat: _Seat, reason: str) -> Arrival | None:
+        if seat.connections or not seat.joined:
+            return None
+        seat.joined = False
+        return Left(seat.site, reason or "the line was lost")

