@@ -48,6 +48,7 @@ from boli.site.kit import Kit
 
 HEADERS_BYTES = 1 << 20  # more than any header needs; a payload comes on top
 START_SECONDS = 60.0
+WAITING_MESSAGES = 100  # of one site and kind, besides updates
 JOIN_SECONDS = 0.5  # between two that a site says it is there
 
 
@@ -212,15 +213,21 @@ class NatsTransport:
             task.cancel()
         for seat in self._seats.values():
             await create_streams(client, seat.site, self._kit.run, seat.assembler.largest_bytes)
-        # The server pushes only to a subject that is listened to by its full name.
-        arrived = ((f"boli.arrived.{site}", self._on_part) for site in self._seats)
-        for subject, take in (
-            *arrived,
-            ("boli.join.*", self._on_join),
-            ("boli.live.*", self._on_live),
-            ("boli.fetch.*", self._on_fetch),
-        ):
-            await client.subscribe(subject, cb=take, pending_msgs_limit=-1, pending_bytes_limit=-1)
+        # By its full name each: the server pushes only so, and a site that shouts is alone with it.
+        for site in self._seats:
+            for what, take in (
+                ("arrived", self._on_part),
+                ("join", self._on_join),
+                ("live", self._on_live),
+                ("fetch", self._on_fetch),
+            ):
+                limit = -1 if what == "arrived" else WAITING_MESSAGES
+                await client.subscribe(
+                    f"boli.{what}.{site}",
+                    cb=take,
+                    pending_msgs_limit=limit,
+                    pending_bytes_limit=-1,
+                )
         self._tasks = [asyncio.ensure_future(seat.sender.run()) for seat in self._seats.values()]
         await self._say("hello")
 
@@ -233,11 +240,11 @@ class NatsTransport:
             self._arrived.put(partial(self._take_part, seat, message))
 
     async def _on_join(self, message: Msg) -> None:
+        """Hear that a site is there, but not too often: each time costs a line of the journal."""
         seat = self._seat_of(message)
-        now = time.monotonic()
-        # One that says it too often is not heard: each time costs a line of the journal.
-        if seat is not None and now - seat.joined_at > JOIN_SECONDS:
-            seat.joined_at = now
+        if seat is not None:
+            await asyncio.sleep(max(0.0, seat.joined_at + JOIN_SECONDS - time.monotonic()))
+            seat.joined_at = time.monotonic()
             self._arrived.put(partial(self._take_join, seat, message.data))
             await self._respond(seat.site, message, b"{}")
 
