@@ -146,7 +146,7 @@ def main(folder: Path, site: str) -> None:
     state.mkdir(parents=True, exist_ok=True)
 
     def say(line: str) -> None:
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(f"{time.strftime('%X')} {line}\n")
         sys.stdout.flush()
         if "is over" in line:
             with contextlib.suppress(OSError):
