@@ -162,7 +162,7 @@ class SitePlan(Section):
     text: tuple[TextSource, ...] = Field(min_length=1)
     rank: int | None = Field(None, ge=1)  # trains the first so many components
     processes: int = Field(1, ge=1, le=64)  # of its node, one a GPU; each takes part of a batch
-    sharding: Literal["none", "fsdp"] = "none"  # of the frozen base, over the processes
+    sharding: Literal["none", "fsdp", "zero"] = "none"  # of the frozen base, over the processes
     slowdown: float = Field(1.0, ge=1, le=100)  # behave like a machine so many times slower
     link_mbits: float | None = Field(None, gt=0)  # of its line, megabits a second each way
 

@@ -187,7 +187,7 @@ STEP: dict[str, Any] = {"local_steps": 1}
                 "site": [SITE | {"sharding": "fsdp", "processes": 2}],
                 "model": {"base": {"micro": None, "path": "x", "quantize": "4bit"}},
             },
-            "frozen and not quantized: .* quantize",
+            'frozen and not quantized: .*model.base.quantize = "none"',
         ),
         ({"site": [SITE | {"text": [{"lines": 3}]}]}, "either path or starter, and not both"),
         (

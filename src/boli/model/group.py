@@ -1,6 +1,7 @@
 """Several processes that hold one base together: how they meet, and how they share its layers out.
 
-Source: Zhao et al. 2023, FSDP, https://arxiv.org/abs/2304.11277; the second version of it in torch.
+Source: Zhao et al. 2023, FSDP, https://arxiv.org/abs/2304.11277 (`fsdp`, in its second version);
+Rajbhandari et al. 2020, ZeRO stage 3, https://arxiv.org/abs/1910.02054 (`zero`).
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from boli.errors import ModelError, SiteError
 from boli.model.adapter import LoraLinear
@@ -71,31 +73,68 @@ class Place:
         return environment
 
 
-def shard(model: Any, device: torch.device) -> None:
+def share_out(model: Any, sharding: Literal["fsdp", "zero"], device: torch.device) -> None:
     """Leave each process its share of the frozen layers; a layer is whole only while it computes.
 
-    The adapter's entries and the embeddings stay whole everywhere. From here on the
-    model computes only where all processes compute together.
+    `model` has its adapter, and is in main memory still. The adapter's entries, the
+    embeddings and the head stay whole everywhere. From here on the model computes only
+    where all processes compute together.
 
     Raises:
         ModelError: transformers does not say what a layer of this model is.
+        SiteError: deepspeed is not installed.
     """
+    body, embedding = model.base_model, model.get_input_embeddings()
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            module.release_base()
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    embedding.to(device)
+    for module in model.children():
+        if module is not body:
+            module.to(device)
+    if sharding == "fsdp":
+        _fully_shard(model, body, embedding)
+    else:
+        _partition(model, body, embedding)
+
+
+def _fully_shard(model: Any, body: Any, embedding: nn.Module) -> None:
+    # Not through Accelerate's plugin: it has FSDP on no CPU, and so nothing to test it with.
     from torch.distributed.fsdp import fully_shard
 
-    model.to("cpu")
     layers = set(model._no_split_modules or ())
     if not layers:
         raise ModelError(
             f"{type(model).__name__} does not say which of its modules is a layer",
             'set the site\'s sharding = "none", or choose a base of another family',
         )
-    for module in model.modules():
-        if isinstance(module, LoraLinear):
-            module.release_base()
-    body = model.base_model
     for module in list(body.modules()):
         if type(module).__name__ in layers:
             fully_shard(module)
-    # Its weight is often the output embedding's as well, which is used outside of the body.
-    fully_shard(body, ignored_params=set(model.get_input_embeddings().parameters()))
-    model.to(device)
+    # The embedding's weight is often the head's as well, which is used outside of the body.
+    fully_shard(body, ignored_params=set(embedding.parameters()))
+
+
+def _partition(model: Any, body: Any, embedding: nn.Module) -> None:
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise SiteError(
+            'sharding = "zero" needs deepspeed, which is not installed',
+            "pip install 'boli[zero]', or set the site's sharding = \"fsdp\"",
+        ) from error
+    from accelerate import Accelerator, DeepSpeedPlugin
+
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,  # asked for, and without meaning here
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    }
+    body.set_input_embeddings(nn.Identity())  # so that it stays whole
+    # First alone: the engine would take the whole body onto the device to begin with.
+    deepspeed.zero.Init(module=body, config_dict_or_path=settings)
+    accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=settings))
+    # It undoes its work when it goes, so it has to live as long as the model.
+    model.__dict__["engine"] = accelerator.prepare(body)
+    body.set_input_embeddings(embedding)

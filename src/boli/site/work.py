@@ -15,7 +15,7 @@ from boli.corpus.sources import Split, read_split, share_of
 from boli.evaluation.metrics import bits_per_byte
 from boli.model.adapter import adapter_layout, attach
 from boli.model.base import Base, best_device, load_base
-from boli.model.group import shard
+from boli.model.group import share_out
 from boli.model.layout import Layout, Vector
 from boli.model.local_steps import LocalSteps, OwnGradient, PackedText, token_lines
 from boli.plan import Plan, SitePlan
@@ -131,7 +131,7 @@ def own_gradient(plan: Plan, site: SitePlan, base: Base, device: torch.device) -
     steps = plan.model.local_steps
     adapter = attach(base.model, plan.model.adapter, site.rank, device)
     if site.sharding != "none":
-        shard(base.model, device)
+        share_out(base.model, site.sharding, device)
         if steps.compile == "auto":  # graphs would end at every layer that is gathered
             steps = steps.model_copy(update={"compile": "off"})
     return OwnGradient(base.model, adapter, steps)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from torch.nn import functional
 
 from boli.errors import SiteError, WorkerLostError
 from boli.model.layout import Vector
@@ -20,7 +23,12 @@ pytest.importorskip("accelerate", reason="needs the extra boli[cluster]")
 
 Open = Callable[..., TrainingWork]
 STEPS = 4
-WAYS = ["none", "fsdp"]
+# DeepSpeed can be begun once in a process, so that one test is all there can be.
+NEEDS_DEEPSPEED = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="needs the extra boli[zero]"
+)
+OF_DEEPSPEED = pytest.mark.filterwarnings("ignore:.*all_gather_into_tensor")
+ZERO = pytest.param("zero", marks=[NEEDS_DEEPSPEED, OF_DEEPSPEED])
 
 
 def order(sequence: int = 1, **values: Any) -> Order:
@@ -63,10 +71,10 @@ def plan_with(tiny_plan: Callable[..., Plan], folder: Path) -> Callable[..., Pla
 @pytest.fixture
 def opened(plan_with: Callable[..., Plan], micro_base: Path) -> Iterator[Open]:
     """Return a function (processes, sharding, base=…) → a site's work; its processes end after."""
-    from accelerate.state import PartialState
+    from accelerate.state import AcceleratorState
 
     crews: list[Crew] = []
-    environment = dict(os.environ)
+    environment, linear = dict(os.environ), functional.linear
 
     def work_of(processes: int, sharding: str = "none", origin: Path | None = None) -> TrainingWork:
         plan = plan_with(processes, sharding, origin)
@@ -78,7 +86,9 @@ def opened(plan_with: Callable[..., Plan], micro_base: Path) -> Iterator[Open]:
     yield work_of
     for crew in crews:
         crew.close()
-    PartialState._reset_state()  # so that the next test can have another group
+    # So that the next test can have another group; DeepSpeed puts its own linear in.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    functional.linear = linear
     os.environ.clear()
     os.environ.update(environment)
 
@@ -89,7 +99,7 @@ def theta_of(work: TrainingWork) -> Vector:
     return work.first + noise.astype(np.float32)
 
 
-@pytest.mark.parametrize("sharding", WAYS)
+@pytest.mark.parametrize("sharding", ["none", "fsdp", ZERO])
 def test_two_processes_train_and_judge_as_one_would(opened: Open, sharding: str) -> None:
     """Of three sequences one process takes two: shares need not be even."""
     alone, together = opened(1), opened(2, sharding)
@@ -107,14 +117,20 @@ def test_two_processes_train_and_judge_as_one_would(opened: Open, sharding: str)
     assert facts == same
     for name, array in reference.items():
         np.testing.assert_allclose(array, arrays[name], atol=1e-4 * np.abs(array).max())
-    if sharding == "fsdp":
-        check_holds_half_of_the_layers(together._base.model)
+    check_layers_held(together._base.model, sharding)
 
 
-def check_holds_half_of_the_layers(model: Any) -> None:
-    body = {name: p for name, p in model.named_parameters() if "embed" not in name}
-    here = sum(p.to_local().numel() for p in body.values())
-    assert here == pytest.approx(sum(p.numel() for p in body.values()) / 2, rel=0.05)
+def check_layers_held(model: Any, sharding: str) -> None:
+    """Frozen layers are whole, or half of each is in either process; nothing trained is shared."""
+    held = {"none": lambda p: p, "fsdp": lambda p: p.to_local(), "zero": lambda p: p.ds_tensor}
+    whole = {"none": lambda p: p, "fsdp": lambda p: p, "zero": lambda p: np.empty(p.ds_shape)}
+    frozen = [p for name, p in model.named_parameters() if "embed" not in name]
+    if sharding == "none":
+        frozen = [p for p in frozen if not p.requires_grad]
+    assert not any(p.requires_grad for p in frozen)
+    entries = sum(math.prod(whole[sharding](p).shape) for p in frozen)
+    share = sum(math.prod(held[sharding](p).shape) for p in frozen) / entries
+    assert share == pytest.approx(1.0 if sharding == "none" else 0.5, rel=0.05)
 
 
 def test_sharded_base_of_another_family_trains_as_a_whole_one(
