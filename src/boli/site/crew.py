@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -47,7 +47,7 @@ class _Worker:
     line: Line
     said: queue.SimpleQueue[dict[str, Any] | None] = field(default_factory=queue.SimpleQueue)
 
-    def listen(self, on_end: Any) -> None:
+    def listen(self, on_end: Callable[[], None]) -> None:
         """Pass on what the worker says; None where it ended."""
         try:
             while True:
@@ -56,19 +56,17 @@ class _Worker:
             self.said.put(None)
             on_end()
 
-    def check(self, wait_seconds: float | None) -> bool:
-        """Tell whether the worker said something, which is that it is ready.
+    def check(self, wait_seconds: float | None) -> None:
+        """Wait for the worker's word, which is that it is ready; None waits until it comes.
 
         Raises:
             SiteError: it said that it cannot go on.
             WorkerLostError: it ended.
         """
         try:
-            said = (
-                self.said.get(timeout=wait_seconds) if wait_seconds != 0 else self.said.get(False)
-            )
+            said = self.said.get(timeout=wait_seconds)
         except queue.Empty:
-            return False
+            return
         if said is None:
             code = self.process.wait()
             reason = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -78,7 +76,6 @@ class _Worker:
             )
         if "problem" in said:
             raise SiteError(f"process {self.rank} of the site: {said['problem']}", said["hint"])
-        return True
 
 
 class Crew:
@@ -112,7 +109,7 @@ class Crew:
             self._workers.append(self._spawn(rank))
         for worker in self._workers:
             worker.check(None)
-        with self._watched():
+        with self.watched():
             self.device = Place(0, self._size, Path(self._told["meeting"])).join()
         return self.device
 
@@ -160,21 +157,15 @@ class Crew:
         """
         assert self._own is not None
         adapter = self._own.adapter
-        with self._watched():
+        with self.watched():
             for worker in self._workers:
                 self._send(worker, "step", batch[worker.rank :: self._size], number)
             distributed.broadcast(adapter.flat, 0)
             total = self._own.of(batch[:: self._size], number)
             distributed.reduce(adapter.gradient, 0)
             distributed.reduce(total, 0)
-            # Where a worker ended on a GPU, this returns with anything; `_watched` looks.
+            # Where a worker ended on a GPU, this returns with anything; `watched` looks.
             return total.cpu()
-
-    @contextmanager
-    def judging(self) -> Iterator[None]:
-        """Judge within this: a worker that ends meanwhile shows as that."""
-        with self._watched():
-            yield
 
     def _forward_with_workers(self, _: Any, __: Any, given: dict[str, Any]) -> None:
         """Let the workers compute what is judged as well: layers are whole only together."""
@@ -191,8 +182,13 @@ class Crew:
         worker.line.send_bytes(rows.tobytes())
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Turn what a lost worker breaks into the error that says so."""
+    def watched(self) -> Iterator[None]:
+        """Turn what a lost worker breaks within this into the error that says so.
+
+        Raises:
+            SiteError: a worker said that it cannot go on.
+            WorkerLostError: a worker ended.
+        """
         try:
             yield
         except (RuntimeError, OSError):

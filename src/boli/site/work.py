@@ -101,7 +101,7 @@ class TrainingWork:
     def _judge(self, language: str, part: Any) -> Judgement:
         lines = sorted(self._splits[language].part(part), key=share_of)[: self._max_lines]
         base = self._base
-        with nullcontext() if self._crew is None else self._crew.judging():
+        with nullcontext() if self._crew is None else self._crew.watched():
             found = bits_per_byte(base.model, base.tokenizer, lines, base.max_length)
         return Judgement(language=language, part=part, bits=found.bits, bytes=found.bytes)
 
