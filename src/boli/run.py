@@ -19,6 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -104,6 +105,9 @@ class Run:
         return write_report(self.folder)
 
 
+Engine = Callable[[Run, Prepared], AbstractContextManager[Transport]]
+
+
 def list_runs(folder: str | Path = "runs") -> list[Run]:
     """Return the runs in a folder, newest first."""
     found = [Run(path.parent) for path in Path(folder).glob("*/plan.json")]
@@ -169,6 +173,28 @@ def train(
         return _carry_out(run, observe, should_stop)
 
 
+def carry_out(folder: Path, plan: Plan, engine: Engine, observe: Observer = ignore) -> Run:
+    """Carry out a plan over an engine, in a folder of its own, or go on with what is there.
+
+    Only the base's text is read here: the sites read theirs.
+
+    Raises:
+        BoliError: the plan, the base, the engine or the disk does not allow it.
+    """
+    run = Run(folder)
+    if run.finished:
+        return run
+    with locked(folder, "run"):
+        if not (folder / "plan.json").exists():
+            write_file(folder / "plan.json", plan.model_dump_json(indent=2).encode())
+        elif plan.digest != run.plan.digest:
+            raise RunError(
+                f"the plan differs from the one that run {run.id} follows",
+                "write a new app: each is one run",
+            )
+        return _carry_out(run, observe, lambda: False, engine)
+
+
 def _new_folder(runs: Path, name: str) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for number in range(1, 100):
@@ -183,11 +209,13 @@ def _new_folder(runs: Path, name: str) -> Path:
     raise RunError(f"too many runs called {name}-{stamp}", "wait a second")
 
 
-def _carry_out(run: Run, observe: Observer, should_stop: Callable[[], bool]) -> Run:
+def _carry_out(
+    run: Run, observe: Observer, should_stop: Callable[[], bool], engine: Engine | None = None
+) -> Run:
     journal = Journal(run.folder / "journal.jsonl", [observe])
     with contextlib.closing(journal):
         try:
-            _to_the_end(run, journal, observe, should_stop)
+            _to_the_end(run, journal, observe, should_stop, engine or _local_engine)
         except BoliError as error:
             # A full disk refuses this line too; the error itself says enough then.
             with contextlib.suppress(StorageError):
@@ -207,7 +235,11 @@ def _let_threads_sleep() -> None:
 
 
 def _to_the_end(
-    run: Run, journal: Journal, observe: Observer, should_stop: Callable[[], bool]
+    run: Run,
+    journal: Journal,
+    observe: Observer,
+    should_stop: Callable[[], bool],
+    engine: Engine,
 ) -> None:
     """Take a run from wherever it is to its adapter, or to where it was told to stop."""
     started = time.monotonic()
@@ -226,7 +258,7 @@ def _to_the_end(
         checkpoints.save(state)
     if begun:
         journal.append(RunResumed(state.version, [p.name for p in corrupt], state.journal_seq))
-    with _transport(run, prepared) as transport:
+    with engine(run, prepared) as transport:
         rounds = _rounds(plan, prepared, transport, checkpoints, journal, observe, should_stop)
         if not rounds.schedule.finished(state) and not should_stop():
             state = rounds.run(state)
@@ -241,7 +273,7 @@ def _to_the_end(
 
 
 @contextlib.contextmanager
-def _transport(run: Run, prepared: Prepared) -> Iterator[Transport]:
+def _local_engine(run: Run, prepared: Prepared) -> Iterator[Transport]:
     from boli.engine.local import LocalTransport, node_command
 
     folder = run.folder.resolve()

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import boli
+from boli.cli import flower
 from boli.errors import BoliError, CorpusError, RunError
 
 INTERRUPTED = 130
@@ -168,6 +169,9 @@ def list_runs(runs: RunsFolder = Path("runs")) -> None:
     from boli.cli.tables import show_runs
 
     show_runs(boli.list_runs(runs), runs)
+
+
+flower.register(app)
 
 
 def main() -> None:
