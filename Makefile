@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help setup demo check test faults fuzz bench docs clean
+.PHONY: help setup demo check test faults flower fuzz bench docs clean
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -37,6 +37,9 @@ test: setup ## every test but the long ones
 
 faults: setup ## 1,000 seeded kills of coordinator and sites, and 200 power cuts
 	$(BIN)/python -m pytest -m slow tests/faults
+
+flower: setup ## the engines' contract and faults inside a real Flower federation; half an hour
+	$(BIN)/python -m pytest -m slow -k flower tests/contracts tests/faults
 
 fuzz: setup ## 1,000,000 mutations of frames, payloads and facts
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'

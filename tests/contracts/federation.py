@@ -8,13 +8,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from boli.journal import RoundStepped, UpdateAccepted, read_journal
+from boli.plan_file import load_plan
+from boli.run import Run, train
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
+SITES = ("arrah", "gaya")  # of the tiny plan
 
 
 def free_port() -> int:
@@ -89,8 +94,22 @@ class Federation:
             env=self.environment,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Successfully started run" in done.stdout, done.stdout + done.stderr
         return done.stdout
+
+    def pids(self, *words: str) -> list[int]:
+        """Return the processes of this federation, and its nodes, with these words in a row."""
+        home = f"FLWR_HOME={self.folder / 'flwr'}".encode()
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (entry / "cmdline").read_bytes().decode().replace("\0", " ")
+                mine = home in (entry / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if mine and " ".join(words) in command:
+                found.append(int(entry.name))
+        return found
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")[-4000:]
@@ -109,3 +128,49 @@ class Federation:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 self.kill(name)
+
+
+def write_app(plan: Path, home: Path, *settings: str) -> Path:
+    """Write an app as a user does; returns its run's folder."""
+    options = [word for setting in settings for word in ("--set", setting)]
+    command = [sys.executable, "-m", "boli.cli.main", "flower", plan, home / "app", *options]
+    done = subprocess.run(
+        [*map(str, command), "--runs", str(home / "runs")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    text = (home / "app" / "pyproject.toml").read_text()
+    (run,) = (line.split('"')[1] for line in text.splitlines() if line.startswith("run ="))
+    return home / "runs" / run
+
+
+def settings_of(site: str, home: Path, data: Path) -> Mapping[str, Any]:
+    return {"site": site, "data": data, "state": home / site}
+
+
+def wait_for(
+    run: Path, is_there: Callable[[], bool], federation: Federation, seconds: float
+) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_there():
+        if time.monotonic() > deadline:
+            logs = [path.read_text() for path in sorted(run.parents[1].rglob("*.log"))]
+            raise AssertionError("\n".join(log[-3000:] for log in logs))
+        time.sleep(0.1)
+
+
+def result(run: Run) -> bytes:
+    return (run.adapter / "adapter_model.safetensors").read_bytes()
+
+
+def check_same_as_local(plan: Path, run: Path, home: Path, rounds: int) -> None:
+    """Check that nothing was lost and nothing counted twice: the local engine's bits."""
+    settings = ["engine.threads_per_site=1", f"rounds.total={rounds}"]
+    assert result(Run(run)) == result(train(load_plan(plan, settings), runs=home / "local"))
+    facts = [entry.event for entry in read_journal(run / "journal.jsonl")]
+    accepted = {fact.order for fact in facts if isinstance(fact, UpdateAccepted)}
+    assert len(accepted) == len(SITES) * rounds
+    versions = {fact.version for fact in facts if isinstance(fact, RoundStepped)}
+    assert versions == set(range(1, rounds + 1))

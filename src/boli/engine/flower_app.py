@@ -14,7 +14,7 @@ from boli.plan import Plan
 TEMPLATE = """\
 # One run of boli: submit it again, and it goes on where it was.
 [project]
-name = {run}
+name = "boli"
 version = "1.0.0"
 description = "Federated LoRA training with boli"
 license = "Apache-2.0"

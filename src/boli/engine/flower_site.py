@@ -13,6 +13,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -200,6 +201,8 @@ def _line_to(folder: SiteFolder, kit: Kit, command: NodeCommand | None) -> Line:
             },
             start_new_session=True,  # it outlives this ClientApp, and the SuperNode
         )
+    # Somebody has to notice its end where ClientApps share a process that stays.
+    threading.Thread(target=process.wait, daemon=True).start()
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         ended = process.poll()
