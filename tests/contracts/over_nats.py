@@ -58,6 +58,7 @@ class OverNats:
     folder: Path
     transport: NatsTransport | None = None
     server: Server | None = None
+    slowness: float = 1.0
     _agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _guard: threading.Thread | None = None
     _over: threading.Event = field(default_factory=threading.Event)
