@@ -11,6 +11,7 @@ import typer
 
 import boli
 from boli.cli import fleet
+from boli.cli.doctor import doctor
 from boli.errors import BoliError, CorpusError, RunError
 
 if TYPE_CHECKING:
@@ -188,6 +189,10 @@ def list_runs(runs: RunsFolder = Path("runs")) -> None:
 
 
 fleet.register(app)
+app.command(
+    epilog="Example: boli doctor bhojpur.boli --data /srv/text",
+    short_help="At a site: look at all that it needs, and say what to do.",
+)(doctor)
 
 
 def main() -> None:

@@ -73,6 +73,7 @@ class Line:
         self.client: Client | None = None  # while connected
         self.trouble = "not connected yet"  # why there is no connection; empty where there is
         self.num_connections = 0
+        self.key_refused = False  # when last tried
         self.changed = asyncio.Event()  # the connection came or went
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="nats", daemon=True)
@@ -132,6 +133,7 @@ class Line:
                 opened = opened or await dial(self.access.address, self._note)
                 client, closed = await self._enter(opened)
             except KeyRefusedError:
+                self.key_refused = True
                 self._note(f"{self.access.address} refuses the key: it was revoked, or is unknown")
                 await asyncio.sleep(REFUSED_SECONDS * random.uniform(0.7, 1.3))
                 continue
@@ -142,7 +144,7 @@ class Line:
             finally:
                 mine, opened = opened, None
             assert mine is not None
-            self.client, self.trouble = client, ""
+            self.client, self.trouble, self.key_refused = client, "", False
             self.num_connections += 1
             self._wake()
             try:
@@ -188,7 +190,7 @@ class Line:
             await client.connect(
                 servers=[f"tls://{self.access.address}"],
                 name=self.access.name or "coordinator",
-                tls=_trust(self.access.authority),
+                tls=trust(self.access.authority),
                 tls_hostname=SERVER_NAME,
                 tls_handshake_first=True,
                 nkeys_seed_str=self.access.seed,
@@ -240,7 +242,8 @@ async def _abandon(client: Client) -> None:
         await asyncio.wait_for(client.close(), 2.0)
 
 
-def _trust(authority: str) -> ssl.SSLContext:
+def trust(authority: str) -> ssl.SSLContext:
+    """Return what to check the server's certificate with: our own authority, nobody else."""
     context = ssl.create_default_context(cadata=authority)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     return context
