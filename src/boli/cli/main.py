@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import boli
-from boli.cli import fleet
+from boli.cli import fleet, flower
 from boli.cli.doctor import doctor
 from boli.errors import BoliError, CorpusError, RunError
 
@@ -193,6 +193,7 @@ app.command(
     epilog="Example: boli doctor bhojpur.boli --data /srv/text",
     short_help="At a site: look at all that it needs, and say what to do.",
 )(doctor)
+flower.register(app)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from boli.engine.identities import SERVER_NAME, Access
-from boli.engine.nats_line import QUIET_ERRORS, Line, request, trust
+from boli.engine.nats_line import QUIET_ERRORS, Line, trust
 from boli.engine.parts import FETCH_BYTES
 from boli.errors import SiteError, TransportError
 from boli.evaluation.units import duration
@@ -153,7 +153,7 @@ class Visit:
         async def ask() -> list[bytes]:
             client = await self._line.ready()
             asked = [
-                request(client, self._subject, json.dumps(each).encode(), ANSWER_SECONDS)
+                client.request(self._subject, json.dumps(each).encode(), timeout=ANSWER_SECONDS)
                 for each in wanted
             ]
             return [bytes(answer.data) for answer in await asyncio.gather(*asked)]
