@@ -182,7 +182,7 @@ def invite(
     print(f"{path} lets {site} in at {reached}; give it to that site's people only")
     print(f"there: boli join {path.name} --data FOLDER-WITH-TEXT")
     if not running:
-        print("the coordinator does not run here yet: boli coordinator PLAN --listen HOST:PORT")
+        print("its server does not run yet; it comes up with boli coordinator PLAN")
 
 
 def revoke(

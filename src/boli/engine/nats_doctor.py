@@ -27,13 +27,19 @@ from boli.evaluation.units import duration
 from boli.site.doctor import Finding, look_at_disk, look_at_folder, look_at_machine, look_at_text
 from boli.site.kit import Kit, SiteFolder
 
-REACH_SECONDS = 60.0  # a line may take five seconds each way, and lose the first tries
+REACH_SECONDS = 30.0  # a line may take five seconds each way, and lose the first tries
 ENTER_SECONDS = 90.0
 ANSWER_SECONDS = 120.0
 ENOUGH_SECONDS = 2.0  # of a transfer, to tell the rate by
 PIECES = (1, 4, 16)  # of FETCH_BYTES each, under way at once: 672 kB each way at most
 CLOCK_SECONDS = 60.0  # off by more is worth a word
 THIN_MBITS, LONG_SECONDS = 0.1, 2.0
+NO_STREAMS = Finding(
+    "server",
+    "problem",
+    "it runs without JetStream: orders and updates cannot be stored there",
+    "ask the coordinator's people to start it with server.conf of the coordinator's folder",
+)
 
 
 def examine(access: Access, folder: SiteFolder) -> Iterator[Finding]:
@@ -47,10 +53,13 @@ def examine(access: Access, folder: SiteFolder) -> Iterator[Finding]:
         try:
             with visit(access) as there:
                 yield Finding("key", "ok", f"accepted, as site {access.name}")
-                kit = there.kit()
-                yield _coordinator_found(kit)
-                if kit is not None:
-                    yield from there.measure()
+                if there.keeps_streams:
+                    kit = there.kit()
+                    yield _coordinator_found(kit)
+                    if kit is not None:
+                        yield from there.measure()
+                else:
+                    yield NO_STREAMS
         except TransportError as error:
             yield Finding("line" if kit else "key", "problem", error.problem, error.hint)
     yield from _look_here(folder, kit)
@@ -58,8 +67,8 @@ def examine(access: Access, folder: SiteFolder) -> Iterator[Finding]:
 
 def _coordinator_found(kit: Kit | None) -> Finding:
     if kit is None:
-        advice = "nothing to do here: boli join waits until there is one"
-        return Finding("coordinator", "warning", "away, or its run is without this site", advice)
+        advice = "nothing to do here: boli join waits for a run that has this site"
+        return Finding("coordinator", "warning", "it runs no plan with this site now", advice)
     return Finding("coordinator", "ok", f"there, with run {kit.run}")
 
 
@@ -82,7 +91,7 @@ def look_outward(access: Access) -> Iterator[Finding]:
     try:
         found = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
     except OSError as error:
-        advice = "check the name in the invitation, and this machine's name server"
+        advice = "check the name in the invitation, and whether this machine is on a network"
         yield Finding("address", "problem", f"{where.host}: {error.strerror}", advice)
         return
     name = str(found[0][4][0])
@@ -105,11 +114,8 @@ def _reason(error: OSError) -> str:
 
 def _way_out(error: OSError) -> str:
     if isinstance(error, ConnectionRefusedError):
-        return "the machine is there, but no server: ask the coordinator's people to start it"
-    return (
-        "check this machine's line; then whether a firewall, here or there, lets TCP pass "
-        "to that port"
-    )
+        return "the machine is there, but no server: ask its people to start boli coordinator"
+    return "check this machine's line; then whether firewalls, here and there, let the port pass"
 
 
 def _certificate(opened: socket.socket, access: Access) -> Finding:
@@ -137,6 +143,12 @@ class Visit:
 
     def __init__(self, line: Line, site: str) -> None:
         self._line, self._subject = line, f"boli.fetch.{site}"
+
+    @property
+    def keeps_streams(self) -> bool:
+        """Whether the server says that JetStream is on."""
+        client = self._line.client
+        return client is None or bool(client._server_info.get("jetstream"))
 
     def kit(self) -> Kit | None:
         """Return what the coordinator is doing; nothing while it is away.
@@ -213,7 +225,7 @@ def _mbits(rate: float) -> str:
 
 def _clock_found(ahead: float) -> Finding:
     if abs(ahead) < CLOCK_SECONDS:
-        return Finding("clock", "ok", f"{abs(ahead):.1f} s from the coordinator's")
+        return Finding("clock", "ok", f"{duration(abs(ahead))} from the coordinator's")
     way = "ahead of" if ahead > 0 else "behind"
     value = f"{duration(abs(ahead))} {way} the coordinator's"
     advice = "nothing fails for it, but times in logs mislead: timedatectl set-ntp true"

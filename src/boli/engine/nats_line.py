@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
+import os
 import random
 import socket
 import ssl
@@ -284,6 +286,9 @@ class _Way:
 
 
 def _reason(error: BaseException) -> str:
+    number = getattr(error, "errno", None)  # asyncio has words of its own for refused connections
+    if isinstance(number, int) and number in errno.errorcode:
+        return os.strerror(number)
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 

@@ -18,7 +18,7 @@ from boli.evaluation.units import duration, size
 from boli.plan import available_cores
 from boli.site.kit import Kit, SiteFolder
 
-PROBE_BYTES = 4 << 20  # written, to see how fast the disk is
+PROBE_BYTES = 4_000_000  # written, to see how fast the disk is
 SPARE_BYTES = 200 << 20  # of disk, besides the base
 LOAD_BYTES = 800 << 20  # of memory: what Python and torch need, besides the base
 SLOW_WRITE_SECONDS = 4.0  # of the probe: 1 MB/s
@@ -75,7 +75,7 @@ def look_at_disk(state: Path, base_bytes: int = 0) -> Finding:
     except StorageError as error:
         return Finding("disk", "problem", error.problem, error.hint)
     free = shutil.disk_usage(state).free
-    value = f"{state}: {size(free)} free, {size(PROBE_BYTES)} durable in {duration(taken)}"
+    value = f"{state}: {size(free)} free, {size(PROBE_BYTES)} written in {duration(taken)}"
     needed = base_bytes + SPARE_BYTES
     if free < needed:
         advice = f"free some space, or choose another folder with --state: {size(needed)} is needed"
@@ -95,7 +95,7 @@ def look_at_text(folder: SiteFolder, kit: Kit) -> Iterator[Finding]:
         return
     for language, split in splits.items():
         counts = ", ".join(f"{number:,} {part}" for part, number in split.counts.items())
-        yield Finding("text", "ok", f"{language}: lines {counts}")
+        yield Finding("text", "ok", f"{language}: {counts} lines")
 
 
 def look_at_folder(data: Path) -> Finding:
