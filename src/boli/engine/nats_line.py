@@ -77,7 +77,7 @@ class Line:
     def __post_init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.client: Client | None = None  # while connected
-        self.trouble = "not connected yet"  # why there is no connection; empty where there is
+        self.trouble = f"calling {self.access.address}"  # empty while there is a connection
         self.num_connections = 0
         self.key_refused = False  # when last tried
         self.changed = asyncio.Event()  # the connection came or went
