@@ -59,6 +59,7 @@ class OverNats:
     transport: NatsTransport | None = None
     server: Server | None = None
     slowness: float = 1.0
+    off: set[str] = field(default_factory=set)  # not to be started again now
     _agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _guard: threading.Thread | None = None
     _over: threading.Event = field(default_factory=threading.Event)
@@ -96,7 +97,7 @@ class OverNats:
         while not self._over.wait(0.05):
             for site in self.job.ranks:
                 agent = self._agents.get(site)
-                if agent is None or agent.poll() is not None:
+                if site not in self.off and (agent is None or agent.poll() is not None):
                     with (self.folder / f"{site}.log").open("ab") as log:
                         self._agents[site] = subprocess.Popen(
                             [sys.executable, __file__, str(self.folder), site],
