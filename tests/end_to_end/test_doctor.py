@@ -48,7 +48,11 @@ class Federation:
             self.identities.access(self.address), kit_of("run", plan, "some/base")
         )
         state = JOB.first_state()
-        transport.start({"gaya": JOB.views["gaya"]}, Release(0, state.layout, state.theta))
+        try:
+            transport.start({"gaya": JOB.views["gaya"]}, Release(0, state.layout, state.theta))
+        except TransportError:
+            transport.hang_up()
+            raise
         return transport
 
     def doctor(self, **changes: str) -> tuple[int, str]:
@@ -190,7 +194,9 @@ def test_key_was_revoked(federation: Federation) -> None:
     assert "ask the coordinator's people for a new invitation" in said
 
 
-def test_server_is_without_jetstream(federation: Federation) -> None:
+def test_server_is_without_jetstream(
+    federation: Federation, tiny_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
     path = federation.server.folder / "server.conf"
     text = re.sub(r"(?s)^jetstream \{.*?^\}\n", "", path.read_text(), flags=re.MULTILINE)
     path.write_text(text.replace("    jetstream: enabled\n", ""))
@@ -199,6 +205,9 @@ def test_server_is_without_jetstream(federation: Federation) -> None:
     assert code == TransportError.exit_code
     assert "problem server it runs without JetStream" in said
     assert "server.conf" in said
+    (tmp_path / "plan").mkdir()
+    with pytest.raises(TransportError, match="without JetStream"):
+        federation.coordinator(tiny_plan(tmp_path / "plan"))
 
 
 def test_line_is_lost_in_the_middle(

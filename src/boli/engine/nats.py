@@ -117,6 +117,11 @@ class NatsTransport:
                     "look at server.log in the coordinator's folder",
                 )
             time.sleep(0.02)
+        if not self._line.keeps_streams:
+            raise TransportError(
+                "the NATS server runs without JetStream: orders and updates cannot be stored there",
+                "start it with server.conf of the coordinator's folder",
+            )
         if self._watcher is not None:
             self._watcher.open()
 

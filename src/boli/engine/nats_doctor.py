@@ -147,8 +147,7 @@ class Visit:
     @property
     def keeps_streams(self) -> bool:
         """Whether the server says that JetStream is on."""
-        client = self._line.client
-        return client is None or bool(client._server_info.get("jetstream"))
+        return self._line.keeps_streams
 
     def kit(self) -> Kit | None:
         """Return what the coordinator is doing; nothing while it is away.

@@ -84,6 +84,12 @@ class Line:
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="nats", daemon=True)
 
+    @property
+    def keeps_streams(self) -> bool:
+        """Whether the server says that JetStream is on; true while there is no connection."""
+        client = self.client
+        return client is None or bool(client._server_info.get("jetstream"))
+
     # From other threads
 
     def open(self) -> None:
