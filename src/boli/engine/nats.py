@@ -117,6 +117,11 @@ class NatsTransport:
                     "look at server.log in the coordinator's folder",
                 )
             time.sleep(0.02)
+        if not self._line.keeps_streams:
+            raise TransportError(
+                "the NATS server runs without JetStream: orders and updates cannot be stored there",
+                "start it with server.conf of the coordinator's folder",
+            )
         if self._watcher is not None:
             self._watcher.open()
 
@@ -260,9 +265,12 @@ class NatsTransport:
                 await self._respond(seat.site, message, self._piece(json.loads(message.data)))
 
     def _piece(self, wanted: Any) -> bytes:
-        """Return the kit, or a piece of one of the base's files."""
+        """Return the kit, a piece of one of the base's files, or so many bytes and the time."""
         if wanted.get("kit"):
             return json.dumps(self._kit.facts()).encode()
+        if "probe" in wanted:
+            padding = "x" * min(max(0, int(wanted["probe"])), FETCH_BYTES)
+            return json.dumps({"time": time.time(), "padding": padding}).encode()
         names = [file.name for file in self._kit.files if file.sha256 == wanted["file"]]
         if self._base is None or not names:
             return b""

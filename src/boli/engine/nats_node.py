@@ -29,6 +29,7 @@ from boli.engine.nats_sender import Sender
 from boli.engine.parts import FETCH_BYTES, Assembler, Label
 from boli.engine.wire import pack_message, unpack_message
 from boli.errors import BoliError, CorruptFileError, StorageError, TransportError
+from boli.evaluation.units import size
 from boli.rounds.transport import Instruction, Joined, Rejoin, Stop, Version
 from boli.rounds.update import Order, UpdateHeader, Verdict
 from boli.site.kit import BaseFile, Kit, SiteFolder
@@ -271,8 +272,10 @@ class Agent:
     def _fetch_base(self, kit: Kit) -> None:
         """Fetch the files of the base, over however many connections it takes."""
         folder = self._folder
-        for file in folder.missing(kit):
-            self._say(f"fetching {file.name} of the base, {file.size / 1e6:.1f} MB")
+        lacking = folder.missing(kit)
+        if lacking:
+            self._say(f"fetching the base, {size(sum(file.size for file in lacking))}")
+        for file in lacking:
             while not self._stopping.is_set():
                 offset = folder.fetched_bytes(kit, file)
                 if offset < file.size:
