@@ -266,10 +266,10 @@ class Line:
                 if stands and finding is None:
                     finding = asyncio.ensure_future(self._find_way())
                     since = self.loop.time()
-                elif (
-                    finding is not None and not stands and self.loop.time() - since < SHORT_SECONDS
-                ):
-                    # After a longer stop a new connection is quicker than one that recovers.
+                # After a longer stop a new connection is quicker than one that recovers;
+                # but on a line that always stops, none is better than the one there is.
+                is_short = self.loop.time() - since < SHORT_SECONDS or pulse.loses_much
+                if finding is not None and not stands and is_short:
                     finding.cancel()
                     finding = None
                 if finding is not None and finding.done():
@@ -328,6 +328,7 @@ class _Pulse:
         self.way = way
         self._asked: asyncio.Task[None] | None = None
         self._asked_at = self._heard_at = time.monotonic()
+        self.loses_much = False
 
     def stands_still(self) -> bool:
         found, now = tcp_info(self.way.socket), time.monotonic()
@@ -342,6 +343,7 @@ class _Pulse:
         if found is None:
             return self._asked is not None and now - self._asked_at > PING_SECONDS
         limit_retries(self.way.socket, found)
+        self.loses_much = found.loses_much
         # The server's kernel has our question, so that only its word is missing.
         waits = self._asked is not None and not found.unacked
         overdue = waits and now - self._asked_at > 2 * found.patience_seconds
