@@ -25,7 +25,7 @@ from nats.aio.msg import Msg
 from pydantic import ValidationError
 
 from boli.codec.facts import unpack_facts
-from boli.engine.identities import Access, inbox_of
+from boli.engine.identities import HELLO, Access, inbox_of
 from boli.engine.nats_line import Line
 from boli.engine.nats_sender import Sender
 from boli.engine.nats_streams import create_streams, empty_down, note_comings
@@ -202,7 +202,7 @@ class NatsTransport:
     async def _say(self, word: str) -> None:
         """Tell all sites: hello, the coordinator is there; or stop, the run is over."""
         client = await self._line.ready()
-        await client.publish("boli.hello", json.dumps({word: self._kit.run}).encode())
+        await client.publish(HELLO, json.dumps({word: self._kit.run}).encode())
         await client.flush(5)
 
     # In the line's thread

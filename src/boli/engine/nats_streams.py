@@ -19,7 +19,7 @@ from nats.js.api import (
 )
 
 from boli.engine.identities import down_stream, up_stream
-from boli.engine.nats_server import PART_BYTES
+from boli.engine.nats_settings import PART_BYTES
 
 DUPLICATE_SECONDS = 600.0  # in which the server knows a part again
 KEPT_SECONDS = 30 * 86400.0
@@ -99,4 +99,4 @@ async def note_comings(
                 went(key, number, str(body.get("reason", "")))
 
     for event in ("CONNECT", "DISCONNECT"):
-        await client.subscribe(f"$SYS.ACCOUNT.BOLI.{event}", cb=note)
+        await client.subscribe(f"$SYS.ACCOUNT.*.{event}", cb=note)
