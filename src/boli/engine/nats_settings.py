@@ -19,7 +19,8 @@ from boli.engine.identities import (
     tells,
 )
 
-PART_BYTES = 32 << 10  # of a message in the streams: a slow uplink finishes one in half a second
+PART_BYTES = 16 << 10  # of a message in the streams: half a second at 256 kbit/s
+LARGEST_MESSAGE_BYTES = 128 << 10  # also of what is not in parts
 MOST_CONNECTIONS = 512  # also of those that have not shown a key yet
 SITE_CONNECTIONS = 8  # of one site: a new one comes in while the server still waits for old ones
 SITE_SUBSCRIPTIONS = 100
@@ -41,7 +42,7 @@ pid_file: {quoted(str(folder / "server.pid"))}
 log_file: {quoted(str(folder / "server.log"))}
 logfile_size_limit: 10MB
 logfile_max_num: 3
-max_payload: {4 * PART_BYTES}
+max_payload: {LARGEST_MESSAGE_BYTES}
 max_pending: 16MB
 no_fast_producer_stall: true
 max_connections: {MOST_CONNECTIONS}
