@@ -14,7 +14,7 @@ import contextlib
 import json
 import queue
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from boli.rounds.transport import (
     Left,
     Malformed,
     Measurement,
+    Refused,
     Version,
     VersionLog,
 )
@@ -50,6 +51,7 @@ HEADERS_BYTES = 1 << 20  # more than any header needs; a payload comes on top
 START_SECONDS = 60.0
 WAITING_MESSAGES = 100  # of one site and kind, besides updates
 JOIN_SECONDS = 0.5  # between two that a site says it is there
+LOOK_SECONDS = 1.0  # between two looks at what the server refused
 
 
 @dataclass
@@ -84,10 +86,10 @@ class NatsTransport:
         base: Path | None = None,  # folder of the base that sites fetch
         versions: Path | None = None,  # folder that outlives this process
         watcher: Access | None = None,
-        public_keys: Callable[[], Mapping[str, str]] = dict,  # key to site
+        refused: Callable[[], Sequence[Refused]] = tuple,  # by the server, since the last time
     ) -> None:
         self._kit, self._base, self._versions_folder = kit, base, versions
-        self._public_keys = public_keys
+        self._refused, self._looked_at = refused, 0.0
         self._line = Line(access, self._connected)
         self._watcher = None if watcher is None else Line(watcher, self._watch)
         self._seats: dict[str, _Seat] = {}
@@ -176,7 +178,11 @@ class NatsTransport:
 
     def receive(self, timeout_seconds: float) -> list[Arrival]:
         arrivals: list[Arrival] = []
-        deadline = time.monotonic() + timeout_seconds
+        now = time.monotonic()
+        deadline = now + timeout_seconds
+        if now - self._looked_at > LOOK_SECONDS:
+            self._looked_at = now
+            arrivals += self._refused()
         with contextlib.suppress(queue.Empty):
             while True:
                 left = 0.0 if arrivals else deadline - time.monotonic()
@@ -277,24 +283,14 @@ class NatsTransport:
             await client.publish(message.reply, data)
 
     async def _watch(self, client: Client) -> None:
-        def seat_of(key: str) -> _Seat | None:
-            return self._seats.get(self._public_keys().get(key, ""))
-
-        def came(key: str, number: int) -> None:
-            seat = seat_of(key)
-            if seat is not None:
-                seat.connections.add(number)
-
-        def went(key: str, number: int, reason: str) -> None:
-            seat = seat_of(key)
-            if seat is not None:
-                seat.connections.discard(number)
-                if not seat.connections:
-                    self._arrived.put(partial(self._take_leave, seat, reason))
+        def went(seat: _Seat, number: int, reason: str) -> None:
+            seat.connections.discard(number)
+            if not seat.connections:
+                self._arrived.put(partial(self._take_leave, seat, reason))
 
         for seat in self._seats.values():
             seat.connections.clear()
-        await note_comings(client, came, went)
+            await note_comings(client, seat.site, seat.connections.add, partial(went, seat))
 
     # Back in the coordinator's thread
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from boli.durable import write_file
-from boli.engine.identities import Address, Identities
+from boli.engine.identities import SERVER_NAME, Address, Identities
 from boli.engine.nats_settings import settings
 from boli.errors import TransportError
 
@@ -115,11 +116,25 @@ class Server:
 
     def _wait(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while not _answers(self.address):
+        while not self._shakes_hands():
             ended = self._process is not None and self._process.poll() is not None
             if ended or time.monotonic() > deadline:
                 raise TransportError(f"nats-server does not start: {_last_words(self.folder)}")
             time.sleep(0.05)
+
+    def _shakes_hands(self) -> bool:
+        """Tell whether our server is there.
+
+        In full: a connection that ends before is one that the server notes as refused.
+        """
+        context = ssl.create_default_context(cadata=self.identities.authority)
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((self.address.host, self.address.port), 2.0) as opened,
+            context.wrap_socket(opened, server_hostname=SERVER_NAME),
+        ):
+            return True
+        return False
 
     def _watch(self, binary: str) -> None:
         """Start the server again when it ends."""
