@@ -169,7 +169,10 @@ def running(folder: Path) -> int | None:
         pid = int((folder / "server.pid").read_text())
         os.kill(pid, 0)
         command = subprocess.run(
-            ["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
+            ["ps", "-ww", "-o", "args=", "-p", str(pid)],
+            capture_output=True,
+            text=True,
+            check=False,
         ).stdout
     except (OSError, ValueError):
         return None
