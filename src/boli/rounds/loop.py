@@ -113,6 +113,8 @@ class Rounds:
         for release in releases:
             self.transport.publish(release)
         for verdict in verdicts:
+            if verdict.reason in ("duplicate", "refused before"):  # a lost line, or a replay
+                self._refusals.note(self.clock(), "sent again", verdict.site, 1, verdict.order)
             self.transport.answer(verdict)
         self._send([*reopened, *orders, *shrunk])
         return state
