@@ -151,12 +151,10 @@ def federation(links: Links, entries: int = SMALL, version: int = 0) -> Iterator
         server.write_settings()
         server.start()
         stack.callback(server.stop)
-        guests = server.identities.guests()
         transport = NatsTransport(
             server.identities.access(server.address),
             Kit(run="bare", plan={}),
             watcher=server.identities.access(server.address, "system"),
-            public_keys=lambda: {guest.public: site for site, guest in guests.items()},
         )
         stack.enter_context(contextlib.closing(transport))
         theta = noise(entries, 2) if version else np.zeros(entries, np.float32)

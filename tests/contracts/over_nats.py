@@ -23,6 +23,7 @@ from quadratic import Job, read_job, truly, write_job
 from boli.durable import Generations
 from boli.engine.identities import Address, Identities, Invitation, write_invitation
 from boli.engine.nats import NatsTransport
+from boli.engine.nats_log import ServerLog
 from boli.engine.nats_node import Agent
 from boli.engine.nats_server import Server
 from boli.rounds.transport import NodeLink
@@ -72,12 +73,11 @@ class OverNats:
         if self.server is None:
             self._bring_up()
         assert self.server is not None
-        guests = self.identities.guests()
         self.transport = NatsTransport(
             self.identities.access(self.server.address),
             Kit(run="run", plan={}),
             watcher=self.identities.access(self.server.address, "system"),
-            public_keys=lambda: {guest.public: name for name, guest in guests.items()},
+            refused=ServerLog(self.folder / "coordinator/server.log", self.identities.owners).read,
         )
         return self.transport
 

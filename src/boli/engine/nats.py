@@ -14,7 +14,7 @@ import contextlib
 import json
 import queue
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from nats.aio.msg import Msg
 from pydantic import ValidationError
 
 from boli.codec.facts import unpack_facts
-from boli.engine.identities import Access, inbox_of
+from boli.engine.identities import HELLO, Access, inbox_of
 from boli.engine.nats_line import Line
 from boli.engine.nats_sender import Sender
 from boli.engine.nats_streams import create_streams, empty_down, note_comings
@@ -40,6 +40,7 @@ from boli.rounds.transport import (
     Left,
     Malformed,
     Measurement,
+    Refused,
     Version,
     VersionLog,
 )
@@ -50,6 +51,7 @@ HEADERS_BYTES = 1 << 20  # more than any header needs; a payload comes on top
 START_SECONDS = 60.0
 WAITING_MESSAGES = 100  # of one site and kind, besides updates
 JOIN_SECONDS = 0.5  # between two that a site says it is there
+LOOK_SECONDS = 1.0  # between two looks at what the server refused
 
 
 @dataclass
@@ -84,10 +86,10 @@ class NatsTransport:
         base: Path | None = None,  # folder of the base that sites fetch
         versions: Path | None = None,  # folder that outlives this process
         watcher: Access | None = None,
-        public_keys: Callable[[], Mapping[str, str]] = dict,  # key to site
+        refused: Callable[[], Sequence[Refused]] = tuple,  # by the server, since the last time
     ) -> None:
         self._kit, self._base, self._versions_folder = kit, base, versions
-        self._public_keys = public_keys
+        self._refused, self._looked_at = refused, 0.0
         self._line = Line(access, self._connected)
         self._watcher = None if watcher is None else Line(watcher, self._watch)
         self._seats: dict[str, _Seat] = {}
@@ -181,7 +183,11 @@ class NatsTransport:
 
     def receive(self, timeout_seconds: float) -> list[Arrival]:
         arrivals: list[Arrival] = []
-        deadline = time.monotonic() + timeout_seconds
+        now = time.monotonic()
+        deadline = now + timeout_seconds
+        if now - self._looked_at > LOOK_SECONDS:
+            self._looked_at = now
+            arrivals += self._refused()
         with contextlib.suppress(queue.Empty):
             while True:
                 left = 0.0 if arrivals else deadline - time.monotonic()
@@ -207,7 +213,7 @@ class NatsTransport:
     async def _say(self, word: str) -> None:
         """Tell all sites: hello, the coordinator is there; or stop, the run is over."""
         client = await self._line.ready()
-        await client.publish("boli.hello", json.dumps({word: self._kit.run}).encode())
+        await client.publish(HELLO, json.dumps({word: self._kit.run}).encode())
         await client.flush(5)
 
     # In the line's thread
@@ -285,24 +291,14 @@ class NatsTransport:
             await client.publish(message.reply, data)
 
     async def _watch(self, client: Client) -> None:
-        def seat_of(key: str) -> _Seat | None:
-            return self._seats.get(self._public_keys().get(key, ""))
-
-        def came(key: str, number: int) -> None:
-            seat = seat_of(key)
-            if seat is not None:
-                seat.connections.add(number)
-
-        def went(key: str, number: int, reason: str) -> None:
-            seat = seat_of(key)
-            if seat is not None:
-                seat.connections.discard(number)
-                if not seat.connections:
-                    self._arrived.put(partial(self._take_leave, seat, reason))
+        def went(seat: _Seat, number: int, reason: str) -> None:
+            seat.connections.discard(number)
+            if not seat.connections:
+                self._arrived.put(partial(self._take_leave, seat, reason))
 
         for seat in self._seats.values():
             seat.connections.clear()
-        await note_comings(client, came, went)
+            await note_comings(client, seat.site, seat.connections.add, partial(went, seat))
 
     # Back in the coordinator's thread
 

@@ -203,6 +203,7 @@ class Agent:
         self._stopping = threading.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._run = ""  # that the node serves
+        self._greeted = asyncio.Event()  # a coordinator came
 
     def serve(self) -> None:
         """Serve run after run until told to stop."""
@@ -256,8 +257,20 @@ class Agent:
 
     def _ask(self) -> Kit | None:
         """Return what there is to do, or nothing while the coordinator is away."""
-        answer = self._line.call(self._ask_for({"kit": True}, FETCH_SECONDS)).result()
+        answer = self._line.call(self._ask_for_kit()).result()
         return Kit.model_validate_json(answer) if answer else None
+
+    async def _ask_for_kit(self) -> bytes:
+        """Ask what there is to do; a coordinator that says hello meanwhile has not heard it."""
+        self._greeted.clear()
+        asking = asyncio.ensure_future(self._ask_for({"kit": True}, FETCH_SECONDS))
+        greeted = asyncio.ensure_future(self._greeted.wait())
+        await asyncio.wait([asking, greeted], return_when=asyncio.FIRST_COMPLETED)
+        greeted.cancel()
+        if asking.done():
+            return asking.result()
+        asking.cancel()
+        return b""
 
     async def _ask_for(self, wanted: Mapping[str, Any], seconds: float) -> bytes:
         """Ask the coordinator for something; empty while it is away."""
@@ -320,4 +333,5 @@ class Agent:
             if self._run:
                 self.link.put(Stop())
             if "hello" in said:
+                self._greeted.set()
                 self._calls.put("")

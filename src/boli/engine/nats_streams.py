@@ -18,8 +18,8 @@ from nats.js.api import (
     StreamConfig,
 )
 
-from boli.engine.identities import down_stream, up_stream
-from boli.engine.nats_server import PART_BYTES
+from boli.engine.identities import down_stream, room_of, up_stream
+from boli.engine.nats_settings import PART_BYTES
 
 DUPLICATE_SECONDS = 600.0  # in which the server knows a part again
 KEPT_SECONDS = 30 * 86400.0
@@ -84,19 +84,21 @@ async def empty_down(client: Client, site: str) -> None:
 
 
 async def note_comings(
-    client: Client, came: Callable[[str, int], None], went: Callable[[str, int, str], None]
+    client: Client, site: str, came: Callable[[int], None], went: Callable[[int, str], None]
 ) -> None:
-    """Let the server say which keys come and go: public key, connection, reason."""
+    """Let the server say when a site's connections come and go: number, reason.
+
+    Of strangers, who have no account, it says nothing here: they may be very many.
+    """
 
     async def note(message: Msg) -> None:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             body = json.loads(message.data)
-            who = body["client"]
-            key, number = str(who.get("nkey") or who.get("user")), int(who["id"])
+            number = int(body["client"]["id"])
             if message.subject.endswith(".CONNECT"):
-                came(key, number)
+                came(number)
             else:
-                went(key, number, str(body.get("reason", "")))
+                went(number, str(body.get("reason", "")))
 
     for event in ("CONNECT", "DISCONNECT"):
-        await client.subscribe(f"$SYS.ACCOUNT.BOLI.{event}", cb=note)
+        await client.subscribe(f"$SYS.ACCOUNT.{room_of(site)}.{event}", cb=note)
