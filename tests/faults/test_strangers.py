@@ -1,4 +1,4 @@
-"""Nobody gets in: what a site with a good key sends and may not is refused and journaled.
+"""Nobody gets in: whatever strangers and sites gone bad do is refused and journaled.
 
 A real server with TLS, a coordinator's process, honest sites; the run goes on, and
 server and coordinator stay small.
@@ -13,17 +13,19 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import nats.errors
 import pytest
 from quadratic import Job, layout_of
-from strangers import Fort, Guest, answer_to, as_message, in_background
+from strangers import Fort, Guest, answer_to, as_message, flood, in_background, knock, trust
 
 from boli.codec.codec import HEADER_BYTES
 from boli.codec.facts import _WORDS
 from boli.engine.lies import LIES
+from boli.engine.nats_server import readmit
 from boli.engine.parts import PART_BYTES
 from boli.engine.wire import pack_message
 from boli.journal import (
@@ -230,7 +232,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         after = before
         with in_background(*acts) as results:
             while fort.processes["coordinator"].poll() is None:
-                with contextlib.suppress(OSError, ValueError):
+                with contextlib.suppress(OSError, ValueError, KeyError):  # it has just ended
                     after = fort.memory()
                 time.sleep(0.1)
         fort.finish()
@@ -285,3 +287,102 @@ def test_noisy_site_does_not_fill_the_journal(story: Story) -> None:
     assert counted + len(alone) >= 600
     assert len(told) < 2 * LINES_BORNE
     assert story.journal_bytes < 1 << 20
+
+
+# --- Strangers, and keys in wrong hands
+
+
+def test_strangers_are_refused_and_journaled_and_the_run_has_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    with Fort(tmp_path, slow_job(15), HONEST) as fort:
+        access = fort.access("gaya")
+        old = fort.access("arrah")
+        fort.wait_for(lambda events: any(isinstance(e, RoundStepped) for e in events))
+
+        async def at_the_door() -> None:
+            context = trust(access)
+            for how in ("garbage", "no key", "unknown key"):
+                assert b"PONG" not in await knock(access, how, context)
+            guest = Guest(access)
+            await guest.enter()  # the right key: it opens
+            await guest.client.publish("boli.up.arrah", b"hello")
+            await guest.client.publish("$JS.API.STREAM.DELETE.UP_arrah", b"")
+            await guest.client.publish("boli.deliver.arrah", b"hello")
+            await guest.client.subscribe("boli.deliver.arrah")
+            await guest.client.subscribe(">")
+            await guest.client.publish("boli.live.gaya", b"hello")
+            await guest.client.flush()
+            await asyncio.sleep(0.2)
+            assert len(guest.complaints) == 5, guest.complaints
+            assert not [said for said in guest.complaints if "boli.live" in said]
+            # More than any message may hold, whatever nats-py thinks of it.
+            guest.client._max_payload = 1 << 30
+            with contextlib.suppress(Exception):
+                await guest.client.publish("boli.live.gaya", b"x" * (1 << 20))
+                await guest.client.flush(5)
+            await guest.leave()
+
+        asyncio.run(at_the_door())
+        asyncio.run(_with_revoked_key(fort, old.seed))
+        wanted = {"no handshake": "", "no key": "", "unknown key": "", "revoked key": "arrah"}
+        wanted |= {"not allowed": "gaya", "too large": "gaya"}
+        fort.wait_for(
+            lambda events: all(refused(events, kind, site) for kind, site in wanted.items()), 40
+        )
+        assert refused(fort.events(), "not allowed", "gaya") >= 1
+        # The site itself gets a new key, as its people would give it.
+        fort.processes["arrah"].kill()
+        fort.processes["arrah"].wait()
+        fort.start_site("arrah")
+        fort.finish()
+        fort.check_bits()
+
+
+async def _with_revoked_key(fort: Fort, seed: str) -> None:
+    """Come in while the key is good; then not any more."""
+    from boli.engine.identities import write_invitation
+
+    guest = Guest(fort.access("arrah"))
+    await guest.enter(seed)
+    new = fort.identities.invite("arrah", fort.address)
+    write_invitation(new, fort.folder / "arrah.boli")
+    await asyncio.to_thread(readmit, fort.folder / "coordinator")
+    for _ in range(50):
+        if guest.client.is_closed:
+            break
+        await asyncio.sleep(0.1)
+    assert guest.client.is_closed
+    with pytest.raises(Exception, match=r"(?i)authorization|closed|reset|eof"):
+        await guest.enter(seed)
+    await guest.enter(new.access.seed)
+    await guest.leave()
+
+
+@pytest.mark.parametrize(
+    ("num", "at_once"),
+    [
+        pytest.param(600, 200, id="600"),
+        pytest.param(10_000, 400, id="10000", marks=pytest.mark.slow),
+    ],
+)
+def test_flood_of_strangers_changes_nothing(tmp_path: Path, num: int, at_once: int) -> None:
+    with Fort(tmp_path, slow_job(num // 60), HONEST) as fort:
+        access = fort.access("gaya")
+        fort.wait_for(lambda events: any(isinstance(e, RoundStepped) for e in events))
+        before = fort.memory()
+        steps = sum(isinstance(event, RoundStepped) for event in fort.events())
+        heard = asyncio.run(flood(access, num, at_once))
+        after = fort.memory()
+        during = sum(isinstance(event, RoundStepped) for event in fort.events()) - steps
+        assert "PONG" not in heard
+        assert sum(heard.values()) == num
+        growth = {who: after[f"{who} at most"] - before[who] for who in ("coordinator", "server")}
+        assert max(growth.values()) < MOST_GROWTH, growth
+        assert during >= 1, "the run stood still"
+        fort.wait_for(lambda events: refused(events, "no handshake"))
+        fort.finish(120)
+        fort.check_bits()
+        told = [event for event in fort.events() if isinstance(event, AttemptsRefused)]
+        assert sum(event.count for event in told) >= num // 4
+        assert len(told) < 60

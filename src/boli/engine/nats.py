@@ -14,7 +14,7 @@ import contextlib
 import json
 import queue
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from boli.codec.facts import unpack_facts
 from boli.engine.identities import HELLO, Access, inbox_of
 from boli.engine.nats_line import Line
 from boli.engine.nats_sender import Sender
-from boli.engine.nats_streams import create_streams, empty_down, note_comings
+from boli.engine.nats_streams import create_streams, empty_down, note_comings, note_strangers
 from boli.engine.parts import FETCH_BYTES, Assembler, Label
 from boli.engine.wire import FIGURES, Failing, Joining, pack_message, unpack_message
 from boli.errors import CodecError, TransportError
@@ -90,6 +90,7 @@ class NatsTransport:
     ) -> None:
         self._kit, self._base, self._versions_folder = kit, base, versions
         self._refused, self._looked_at = refused, 0.0
+        self._strangers: queue.SimpleQueue[str] = queue.SimpleQueue()  # addresses
         self._line = Line(access, self._connected)
         self._watcher = None if watcher is None else Line(watcher, self._watch)
         self._seats: dict[str, _Seat] = {}
@@ -187,7 +188,7 @@ class NatsTransport:
         deadline = now + timeout_seconds
         if now - self._looked_at > LOOK_SECONDS:
             self._looked_at = now
-            arrivals += self._refused()
+            arrivals += [*self._refused(), *self._turned_away()]
         with contextlib.suppress(queue.Empty):
             while True:
                 left = 0.0 if arrivals else deadline - time.monotonic()
@@ -290,6 +291,16 @@ class NatsTransport:
         if client is not None and message.reply.startswith(f"{inbox_of(site)}."):
             await client.publish(message.reply, data)
 
+    def _turned_away(self) -> Iterator[Refused]:
+        """Yield, as one, those who came without shaking hands."""
+        number, address = 0, ""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                address = self._strangers.get_nowait()
+                number += 1
+        if number:
+            yield Refused("no handshake", "", number, address)
+
     async def _watch(self, client: Client) -> None:
         def went(seat: _Seat, number: int, reason: str) -> None:
             seat.connections.discard(number)
@@ -299,6 +310,7 @@ class NatsTransport:
         for seat in self._seats.values():
             seat.connections.clear()
             await note_comings(client, seat.site, seat.connections.add, partial(went, seat))
+        await note_strangers(client, self._strangers.put)
 
     # Back in the coordinator's thread
 

@@ -1,4 +1,4 @@
-"""What the server turned away, from its log: the only place where it tells all of it."""
+"""What the server turned away after the handshake, from its log: only there it says whose key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ _LINE = re.compile(
 )
 _KEY = re.compile(r'Nkey "(U[A-Z2-7]{55})"')
 _KINDS = {
-    "TLS handshake error": "no handshake",
     "authentication timeout": "no key",
     "authentication error": "no key",  # or one that is not known
     "Publish Violation": "not allowed",

@@ -86,10 +86,7 @@ async def empty_down(client: Client, site: str) -> None:
 async def note_comings(
     client: Client, site: str, came: Callable[[int], None], went: Callable[[int, str], None]
 ) -> None:
-    """Let the server say when a site's connections come and go: number, reason.
-
-    Of strangers, who have no account, it says nothing here: they may be very many.
-    """
+    """Let the server say when a site's connections come and go: number, reason."""
 
     async def note(message: Msg) -> None:
         with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -102,3 +99,18 @@ async def note_comings(
 
     for event in ("CONNECT", "DISCONNECT"):
         await client.subscribe(f"$SYS.ACCOUNT.{room_of(site)}.{event}", cb=note)
+
+
+async def note_strangers(client: Client, went: Callable[[str], None]) -> None:
+    """Let the server say, by its address, who left without having shaken hands.
+
+    The server's log misses those who do not speak TLS at all.
+    """
+
+    async def note(message: Msg) -> None:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            body = json.loads(message.data)
+            if body["reason"].startswith("TLS"):
+                went(str(body["client"].get("host", "")))
+
+    await client.subscribe("$SYS.ACCOUNT.$G.DISCONNECT", cb=note)
