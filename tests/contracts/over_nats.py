@@ -46,7 +46,7 @@ class QuadraticFolder(SiteFolder):
     def open_node(self, kit: Kit, link: NodeLink, restarts: int = 0) -> Node:
         home = self.run_folder(kit)
         home.mkdir(parents=True, exist_ok=True)
-        (self.state / "serving").write_text(str(os.getpid()))
+        (self.data / f"{self.site}.serving").write_text(str(os.getpid()))
         link = truly(self.job, self.site, link)
         return self.job.node(self.site, link, Generations(home), restarts)
 
@@ -125,7 +125,7 @@ class OverNats:
         """Return how many serve a run; what was told to stop gets a moment."""
         until = time.monotonic() + 2.0
         while True:
-            alive = [site for site in self.job.ranks if (self._state(site) / "serving").exists()]
+            alive = [site for site in self.job.ranks if (self.folder / f"{site}.serving").exists()]
             if not alive or time.monotonic() > until:
                 return len(alive)
             time.sleep(0.02)
@@ -152,10 +152,10 @@ def main(folder: Path, site: str) -> None:
         sys.stdout.flush()
         if "is over" in line:
             with contextlib.suppress(OSError):
-                (state / "serving").unlink()
+                (folder / f"{site}.serving").unlink()
 
     with contextlib.suppress(OSError):
-        (state / "serving").unlink()
+        (folder / f"{site}.serving").unlink()
     place = QuadraticFolder(site, folder, state, job=read_job(folder))
     Agent(Invitation.read(folder / f"{site}.boli").access, place, say).serve()
 

@@ -22,7 +22,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from boli.codec.facts import pack_facts
-from boli.durable import locked
+from boli.durable import locked, storage_error
 from boli.engine.identities import Access
 from boli.engine.nats_line import QUIET_ERRORS, Line
 from boli.engine.nats_sender import Sender
@@ -244,7 +244,10 @@ class Agent:
                 if not self._stopping.is_set():
                     node.run()
             self._say(f"run {kit.run} is over; waiting for the next")
-        except BoliError as error:
+        except (BoliError, OSError) as found:
+            error = (
+                storage_error(self._folder.state, found) if isinstance(found, OSError) else found
+            )
             self._say(f"run {kit.run}: {error}")
             # A full disk is for the site's people to mend; the coordinator need not give it up.
             if not isinstance(error, StorageError):
