@@ -15,6 +15,7 @@ from rich.table import Table
 
 from boli.evaluation.units import size
 from boli.journal import (
+    AttemptsRefused,
     Evaluated,
     Event,
     OrderSent,
@@ -123,6 +124,11 @@ class Watch:
                 self._change(name, doing="waiting", stale=stale, loss=loss, add_up=up)
             case UpdateRejected(site=name, reason=reason, detail=detail):
                 self.console.print(f"update of {name} refused: {reason}, {detail}")
+            case AttemptsRefused(kind=kind, site=name, count=count, detail=detail):
+                # What comes twice, and who only knocks, is in the journal; the rest is news.
+                if kind not in ("sent again", "no handshake"):
+                    whose = f", {name}" if name else ""
+                    self.console.print(f"refused {count} times: {kind}{whose} ({detail})")
             case SiteBenched(site=name, reason=reason):
                 self._change(name, doing="benched")
                 self.console.print(f"site {name} gets no more orders: {reason}")
