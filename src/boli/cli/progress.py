@@ -189,7 +189,7 @@ class Watch:
 @contextlib.contextmanager
 def watched(plan: Plan) -> Iterator[Watch]:
     """Show a run while it goes; the first Ctrl-C asks it to stop, the second ends it."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     watch = Watch(console)
     watch.begin(plan)
 

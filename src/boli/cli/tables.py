@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def show_result(run: Run) -> None:
     """Print a run's figures and where its files are."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     figures = run.report()
     console.print()
     console.print("bits per byte of held-out text (smaller is better)", style="italic")
@@ -96,7 +96,7 @@ def _verdict(figures: dict[str, Any]) -> str:
 
 def show_forecast(plan: Plan, found: Forecast) -> None:
     """Print what a plan will do."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     held = "cached" if found.base_cached else "to be built"
     console.print(f"plan {plan.name} is valid")
     console.print(f"base      {found.base_parameters / 1e6:.2f} M parameters, {held}")
@@ -143,7 +143,7 @@ def show_forecast(plan: Plan, found: Forecast) -> None:
 
 def show_scores(scores: Sequence[Score]) -> None:
     """Print bits per byte of text files."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print("bits per byte (smaller is better)", style="italic")
     table = Table(box=None)
     table.add_column("text")
@@ -186,7 +186,7 @@ def show_sites(guests: Mapping[str, Guest], runs: Sequence[Run]) -> None:
             size(found.bytes_up),
             size(found.bytes_down),
         )
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def show_runs(runs: Sequence[Run], folder: Path) -> None:
@@ -199,7 +199,7 @@ def show_runs(runs: Sequence[Run], folder: Path) -> None:
         table.add_column(name)
     for run in runs:
         table.add_row(run.id, *_run_line(run))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def _run_line(run: Run) -> tuple[str, str, str, str]:

@@ -341,7 +341,7 @@ class NatsTransport:
             self._acknowledge(handles)
             return Malformed(seat.site, str(error).splitlines()[0][:200])
         self._acknowledge(handles)
-        return Failed(seat.site, failing.problem[:500], failing.hint[:500])
+        return Failed(seat.site, failing.problem, failing.hint)
 
     def _take_join(self, seat: _Seat, data: bytes) -> Arrival | None:
         assert self._versions is not None

@@ -7,11 +7,12 @@ import this module, and neither imports the other.
 from __future__ import annotations
 
 import struct
+import unicodedata
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from boli.codec.facts import pack_facts, unpack_facts
 from boli.errors import CodecError, TransportError
@@ -59,11 +60,19 @@ class Joining(Message):
     held_digest: int
 
 
+def _harmless(text: str) -> str:
+    """Return a site's words as one line that no terminal takes for a command."""
+    return "".join(" " if unicodedata.category(one) == "Cc" else one for one in text[:500])
+
+
+Told = Annotated[str, AfterValidator(_harmless)]  # goes into the journal and onto the display
+
+
 class Failing(Message):
     """A node cannot go on."""
 
-    problem: str
-    hint: str
+    problem: Told
+    hint: Told
 
 
 FIGURES = TypeAdapter(dict[str, float])  # of a measurement
