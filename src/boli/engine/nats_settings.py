@@ -24,7 +24,9 @@ LARGEST_MESSAGE_BYTES = 128 << 10  # also of what is not in parts
 MOST_CONNECTIONS = 512  # also of those that have not shown a key yet
 SITE_CONNECTIONS = 8  # of one site: a new one comes in while the server still waits for old ones
 SITE_SUBSCRIPTIONS = 100
-ANSWERED = '"2s"'  # within
+# How long the server keeps the way for an answer. That a part is stored may take long on a poor
+# disk; an acknowledgement is not answered at all, and could ask for very many ways.
+STORED, ACKNOWLEDGED = '"60s"', '"2s"'
 
 
 def settings(folder: Path, listen: Address, identities: Identities, disk_bytes: int) -> str:
@@ -87,9 +89,8 @@ def _offer(site: str) -> str:
     """Return what the coordinator's account has for a site's, and for no other."""
     to = f"accounts: [ {json.dumps(room_of(site))} ]"
     answered = [
-        # Without an answer, the server remembers for so long whom it would go to.
-        f"{{ service: {json.dumps(subject)}, {to}, response_threshold: {ANSWERED} }}"
-        for subject in asks(site)
+        f"{{ service: {json.dumps(subject)}, {to}, response_threshold: {within} }}"
+        for subject, within in zip(asks(site), (STORED, ACKNOWLEDGED), strict=True)
     ]
     read = [f"{{ stream: {json.dumps(subject)}, {to} }}" for subject in hears(site)]
     return _lines([*answered, *read])
