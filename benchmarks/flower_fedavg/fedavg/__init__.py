@@ -1,0 +1,1 @@
+"""FedAvg of an adapter in Flower."""
