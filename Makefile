@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help setup demo check test faults fuzz bench docs clean
+.PHONY: help setup demo check test faults edge flower fuzz bench docs clean
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,7 +36,13 @@ test: setup ## every test but the long ones
 	$(BIN)/python -m pytest
 
 faults: setup ## 1,000 seeded kills of coordinator and sites, and 200 power cuts
-	$(BIN)/python -m pytest -m slow tests/faults
+	$(BIN)/python -m pytest -m slow tests/faults --ignore tests/faults/test_edge.py
+
+edge: setup ## runs over thin, broken lines, in network namespaces; needs root, 30 minutes
+	$(BIN)/python -m pytest -m 'slow or not slow' --timeout 1200 tests/faults/test_edge.py
+
+flower: setup ## the engines' contract and faults inside a real Flower federation; half an hour
+	$(BIN)/python -m pytest -m slow -k flower tests/contracts tests/faults
 
 fuzz: setup ## 1,000,000 mutations of frames, payloads and facts
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'

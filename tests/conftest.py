@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -68,6 +70,14 @@ def boli_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("BOLI_HOME", str(home))
         patch.setenv("TOKENIZERS_PARALLELISM", "false")
         yield home
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """Return a folder with a short path, which sockets need."""
+    folder = Path(tempfile.mkdtemp(prefix="boli-"))
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

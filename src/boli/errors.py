@@ -10,6 +10,7 @@ BoliError                  1
 │   └── CorruptFileError  16   a file is there, but not whole
 ├── TransportError        17   orders or updates cannot travel
 ├── SiteError             18   a site cannot do its work
+│   └── WorkerLostError   20   a process of a node ended; the node can be started again
 └── RunError              19   a run cannot be started, resumed or reported
 """
 
@@ -85,6 +86,12 @@ class SiteError(BoliError):
     """A site cannot do its work."""
 
     exit_code = 18
+
+
+class WorkerLostError(SiteError):
+    """A further process of a node ended; started again, the node goes on from its state."""
+
+    exit_code = 20
 
 
 class RunError(BoliError):

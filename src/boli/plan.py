@@ -161,6 +161,8 @@ class SitePlan(Section):
     language: str = Field(pattern=LANGUAGE)
     text: tuple[TextSource, ...] = Field(min_length=1)
     rank: int | None = Field(None, ge=1)  # trains the first so many components
+    processes: int = Field(1, ge=1, le=64)  # of its node, one a GPU; each takes part of a batch
+    sharding: Literal["none", "fsdp", "zero"] = "none"  # of the frozen base, over the processes
     slowdown: float = Field(1.0, ge=1, le=100)  # behave like a machine so many times slower
     link_mbits: float | None = Field(None, gt=0)  # of its line, megabits a second each way
 
@@ -195,6 +197,7 @@ class Plan(Section):
                     f"site {site.name!r} has rank {site.rank}, above model.adapter.rank "
                     f"{adapter.rank}; lower it, or raise the adapter's"
                 )
+            self._check_processes(site)
         length = self.model.local_steps.sequence_length
         if micro is not None and length > micro.max_length:
             raise ValueError(
@@ -224,6 +227,27 @@ class Plan(Section):
                 f"of {len(names)} sites; lower it"
             )
         return self
+
+    def _check_processes(self, site: SitePlan) -> None:
+        sequences = self.model.local_steps.batch_sequences
+        if site.processes > sequences:
+            raise ValueError(
+                f"site {site.name!r} has {site.processes} processes for batches of {sequences} "
+                "sequences; lower its processes, or raise model.local_steps.batch_sequences"
+            )
+        if site.sharding == "none":
+            return
+        if site.processes == 1:
+            raise ValueError(
+                f"site {site.name!r} has one process, which has nobody to share the base with: "
+                'raise its processes, or set its sharding = "none"'
+            )
+        if self.model.adapter.kind == "full" or self.model.base.quantize != "none":
+            raise ValueError(
+                f"site {site.name!r} shards its base, which has to be frozen and not quantized: "
+                'set its sharding = "none", or choose an adapter of lora, frozen_a or core on '
+                'model.base.quantize = "none"'
+            )
 
     def _check_dgc(self) -> None:
         if self.rounds.mode != "synchronous" or self.rounds.local_steps != 1:

@@ -175,6 +175,28 @@ def train(
         return _carry_out(run, observe, should_stop, engine or local_engine)
 
 
+def carry_out(folder: Path, plan: Plan, engine: Engine, observe: Observer = ignore) -> Run:
+    """Carry out a plan over an engine, in a folder of its own, or go on with what is there.
+
+    Only the base's text is read here: the sites read theirs.
+
+    Raises:
+        BoliError: the plan, the base, the engine or the disk does not allow it.
+    """
+    run = Run(folder)
+    if run.finished:
+        return run
+    with locked(folder, "run"):
+        if not (folder / "plan.json").exists():
+            write_file(folder / "plan.json", plan.model_dump_json(indent=2).encode())
+        elif plan.digest != run.plan.digest:
+            raise RunError(
+                f"the plan differs from the one that run {run.id} follows",
+                "write a new app: each is one run",
+            )
+        return _carry_out(run, observe, lambda: False, engine)
+
+
 def _new_folder(runs: Path, name: str) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for number in range(1, 100):

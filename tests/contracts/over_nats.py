@@ -58,6 +58,7 @@ class OverNats:
     folder: Path
     transport: NatsTransport | None = None
     server: Server | None = None
+    slowness: float = 1.0
     _agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _guard: threading.Thread | None = None
     _over: threading.Event = field(default_factory=threading.Event)
@@ -146,7 +147,7 @@ def main(folder: Path, site: str) -> None:
     state.mkdir(parents=True, exist_ok=True)
 
     def say(line: str) -> None:
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(f"{time.strftime('%X')} {line}\n")
         sys.stdout.flush()
         if "is over" in line:
             with contextlib.suppress(OSError):

@@ -45,14 +45,14 @@ if TYPE_CHECKING:
     from boli.rounds.loop import Rounds
 
 TOKENS_A_STEP = 8
-SHAPES = {"a": (4, 6), "core": (4, 4), "norm": (5,)}
+WIDTH = int(os.environ.get("QUADRATIC_WIDTH", "6"))  # thousands make an update of 100s of kB
 NESTINGS: dict[str, Any] = {"a": "rows", "core": "shells", "norm": "whole"}
 
 
 def layout_of(rank: int | None = None) -> Layout:
     """Return the layout that a site of this rank trains: three segments, nested like LoRA."""
     r = rank or 4
-    shapes = {"a": (r, 6), "core": (r, r), "norm": (5,)}
+    shapes = {"a": (r, WIDTH), "core": (r, r), "norm": (5,)}
     return Layout.of({name: (shape, NESTINGS[name]) for name, shape in shapes.items()})
 
 

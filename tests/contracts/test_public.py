@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from quadratic import FIRST, LAYOUT, Job, Tap
-from test_transport import ENGINES, Outcome, carry_through
+from test_transport import ENGINES, EVERY_ENGINE, Outcome, carry_through, take_down
 
 from boli.codec.codec import HEADER_BYTES, decode_frame
 from boli.journal import SiteBenched, UpdateRejected
@@ -23,7 +23,7 @@ CODEC = {"name": "public", "density": 0.4, "value_bits": 4, "downlink": {"name":
 ROUNDS = {"total": 8, "norm_multiple": 1e9}
 JOB = Job(rounds=ROUNDS, codec=CODEC)
 RANKED = replace(JOB, ranks={"arrah": None, "darbhanga": 1, "gaya": 3})
-OVER = pytest.mark.parametrize("over", ENGINES)
+OVER = pytest.mark.parametrize("over", EVERY_ENGINE)
 Start = Callable[..., Outcome]
 
 
@@ -49,7 +49,7 @@ def start(tmp_path: Path) -> Any:
 
     yield carry
     for engine in opened:
-        engine.transport.close()
+        take_down(engine)
 
 
 def cohorts_of(job: Job) -> Cohorts:

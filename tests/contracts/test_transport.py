@@ -1,15 +1,20 @@
 """What every engine promises to the loop and to the nodes, over each engine that there is.
 
-The same tests run over the scripted fake, over the fake on a rough line, and over
-real processes of the local engine. A new engine joins by one class and one line.
+The same tests run over the scripted fake, over the fake on a rough line, over real
+processes of the local engine, and over the Flower engine: with its nodes' processes
+but without Flower, and, slow, inside a real federation. A new engine joins by one
+class and one line.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +24,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import pytest
+from federation import Federation
+from flower_quadratic import LoopbackPost, RemotePost, is_alive, leave_job, wait_until_gone
 from over_nats import OverNats
 from quadratic import (
     LAYOUT,
@@ -36,6 +43,10 @@ from quadratic import (
 from boli.codec.codec import decode_frame
 from boli.durable import Generations
 from boli.engine.fake import FakeTransport
+from boli.engine.flower_app import write_app
+from boli.engine.flower_greeter import Post
+from boli.engine.flower_seat import Pace
+from boli.engine.flower_transport import FlowerTransport
 from boli.engine.lies import LIES
 from boli.engine.local import LocalTransport
 from boli.engine.script import Script
@@ -51,6 +62,8 @@ Stored = tuple[dict[str, Any], dict[str, Any]]
 
 class Engine(Protocol):
     """A way to make a transport with nodes, and to do it harm."""
+
+    slowness: float  # by how much things may take longer than over the local engine
 
     def open(self) -> Transport:
         """Return the transport of a new coordinator."""
@@ -79,6 +92,7 @@ class OverFake:
     folder: Path
     script: Script = field(default_factory=Script)
     transport: FakeTransport | None = None
+    slowness: float = 1.0
 
     def open(self) -> FakeTransport:
         if self.transport is None:
@@ -108,6 +122,7 @@ class OverLocal:
     job: Job
     folder: Path
     transport: LocalTransport | None = None
+    slowness: float = 1.0
 
     def open(self) -> LocalTransport:
         write_job(self.job, self.folder)
@@ -132,7 +147,7 @@ class OverLocal:
 
     def kill(self, site: str) -> None:
         pid = self._pids().get(site, 0)
-        if pid and _alive(pid):
+        if pid and is_alive(pid):
             os.kill(pid, signal.SIGKILL)
 
     def stored(self, site: str) -> Stored:
@@ -141,15 +156,119 @@ class OverLocal:
         return found[:2]
 
     def num_alive(self) -> int:
-        return sum(_alive(pid) for pid in self._pids().values())
+        return sum(map(is_alive, self._pids().values()))
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+SITES = ("arrah", "darbhanga", "gaya")
+NUMBERS = itertools.count(1)  # of runs, so that no test finds the state of another
+
+
+@dataclass
+class OverPost:
+    """The Flower engine with everything but Flower: ClientApps are threads here."""
+
+    job: Job
+    folder: Path
+    transport: FlowerTransport | None = None
+    slowness: float = 2.0
+    pace: Pace = field(default_factory=lambda: Pace(1.0, 0.3, 30.0))
+    run: str = field(default_factory=lambda: f"run-{next(NUMBERS)}")
+    home: Path | None = None  # short: sockets have short paths
+    posts: list[LoopbackPost] = field(default_factory=list)
+
+    def _post(self) -> Post:
+        if not self.posts:
+            self.home = Path(tempfile.mkdtemp(prefix="boli-"))
+            settings = {
+                number: {"site": site, "data": str(self.home), "state": str(self.home / site)}
+                for number, site in enumerate(SITES)
+            }
+            self.posts.append(LoopbackPost(settings))
+        return self.posts[0]
+
+    def open(self) -> FlowerTransport:
+        post = self._post()
+        assert self.home is not None
+        kit = leave_job(self.job, self.home, self.run)
+        self.transport = FlowerTransport(post, kit, self.home, pace=self.pace)
+        return self.transport
+
+    def _state(self, site: str) -> Path:
+        assert self.home is not None
+        return self.home / site / "runs" / self.run
+
+    def _pids(self) -> list[int]:
+        files = [self._state(site) / "pid" for site in self.job.ranks]
+        return [int(file.read_text() or 0) for file in files if file.exists()]
+
+    def lose_coordinator(self) -> None:
+        assert self.transport is not None
+        self.transport._closed.set()
+
+    def kill(self, site: str) -> None:
+        file = self._state(site) / "pid"
+        pid = int(file.read_text() or 0) if file.exists() else 0
+        if pid and is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+    def stored(self, site: str) -> Stored:
+        found = Generations(self._state(site)).load()
+        assert found is not None
+        return found[:2]
+
+    def num_alive(self) -> int:
+        if self.transport is not None and self.transport._closed.is_set():
+            wait_until_gone(self._pids(), 3.0)  # what has answered is not gone in that moment
+        return sum(map(is_alive, self._pids()))
+
+    def end(self) -> None:
+        """Remove what was on the disk."""
+        if self.posts and self.home is not None:
+            shutil.rmtree(self.home)
+
+
+@dataclass
+class OverFlower(OverPost):
+    """The Flower engine inside a real federation, which all tests of a session share."""
+
+    slowness: float = 15.0
+    pace: Pace = field(default_factory=lambda: Pace(1.0, 2.0, 60.0))
+
+    def _post(self) -> Post:
+        self.home, post = real_federation()
+        return post
+
+
+FEDERATIONS: list[tuple[Federation, Path]] = []
+
+
+def real_federation() -> tuple[Path, Post]:
+    """Start a SuperLink, three SuperNodes and a ServerApp that lends its Grid; once a session."""
+    if not FEDERATIONS:  # it ends with the session
+        home = Path(tempfile.mkdtemp(prefix="boli-"))
+        federation = Federation(home, (Path(__file__).parent,))
+        FEDERATIONS.append((federation, home))
+        federation.start_superlink()
+        for site in SITES:
+            places = {"site": site, "data": home, "state": home / site}
+            federation.start_supernode(f"supernode-{site}", places)
+        apps = {name: f"flower_agent:{name}" for name in ("server_app", "client_app")}
+        write_app(PAIR.plan, home / "app", home / "post", Pace(), *apps.values())
+        federation.submit(home / "app")
+    federation, home = FEDERATIONS[0]
+    deadline = time.monotonic() + 60
+    while not (home / "post").exists():
+        assert time.monotonic() < deadline, federation.log("superlink")
+        time.sleep(0.1)
+    return home, RemotePost(home / "post")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _end_federations() -> Iterator[None]:
+    yield
+    for federation, home in FEDERATIONS:
+        federation.close()
+        shutil.rmtree(home, ignore_errors=True)
 
 
 ENGINES: dict[str, Callable[[Job, Path], Engine]] = {
@@ -158,10 +277,29 @@ ENGINES: dict[str, Callable[[Job, Path], Engine]] = {
     "socket": lambda job, folder: OverFake(job, folder, Script(durable=False)),
     "local": OverLocal,
     "nats": OverNats,
+    "post": OverPost,
+    "flower": OverFlower,
 }
+FLOWER = pytest.param("flower", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
 
 
-@pytest.fixture(params=ENGINES)
+def take_down(one: Any) -> int:
+    """Close an engine, and end what it leaves for the next coordinator.
+
+    Return how many nodes were alive when it was closed.
+    """
+    if one.transport is not None:
+        one.transport.close()
+    alive: int = one.num_alive()
+    if isinstance(one, OverNats | OverPost):
+        one.end()
+    return alive
+
+
+EVERY_ENGINE = [FLOWER if name == "flower" else name for name in ENGINES]
+
+
+@pytest.fixture(params=EVERY_ENGINE)
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[Job], Engine]]:
     """Return a function (job) → an engine with that job's nodes; closed after the test."""
     opened: list[Any] = []
@@ -172,11 +310,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[
 
     yield make
     for one in opened:
-        if one.transport is not None:
-            one.transport.close()
-        assert one.num_alive() == 0
-        if isinstance(one, OverNats):
-            one.end()
+        assert take_down(one) == 0
 
 
 PAIR = Job(ranks={"arrah": None, "gaya": 2})
@@ -195,7 +329,8 @@ class Desk:
 
     def wait(self, kind: type, site: str, sequence: int | None = None) -> Any:
         """Return the next arrival of a kind from a site; it is then taken off."""
-        for _ in range(60):
+        deadline = time.monotonic() + 30 * self.engine.slowness
+        while time.monotonic() < deadline:
             for arrival in self.seen:
                 fits = isinstance(arrival, kind) and arrival.site == site
                 if fits and (sequence is None or arrival.update.header.sequence == sequence):
@@ -434,7 +569,8 @@ def test_bytes_down_count_versions_and_orders(engine: Callable[[Job], Engine]) -
     for rank, spans in PAIR.views.values():  # version 0 does not travel: every site makes it
         assert start["arrah"] < len(desk.release.snapshot_frame(rank, spans))
     desk.publish(1)
-    desk.ask("gaya", 2)
+    for site in PAIR.ranks:  # an engine may keep a version until the site has something to do
+        desk.ask(site, 2)
     for site, (rank, spans) in PAIR.views.items():
         frame = desk.release.delta_frame(rank, spans)
         more = desk.transport.bytes_down(site) - start[site]
@@ -453,7 +589,7 @@ def test_stop_ends_every_node_also_in_the_middle_of_an_order(
     desk.transport.close()
     desk.transport.close()
     assert desk.engine.num_alive() == 0
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 5 * desk.engine.slowness
 
 
 # What the loop makes of it
@@ -581,7 +717,7 @@ def test_slow_site_delays_nobody_when_asynchronous(
 
     outcome = carry_through(one, tmp_path, job, should_stop=should_stop)
     assert {fact.site for fact in outcome.of(UpdateAccepted)} == fast
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 15 * one.slowness
     if isinstance(one, OverFake):
         assert one.open().now < 50
     one.kill("gaya")
@@ -608,7 +744,7 @@ def test_dead_site_delays_nobody_when_asynchronous(
 
 
 IN_PROCESS = pytest.mark.parametrize("engine", ["fake", "rough", "socket"], indirect=True)
-AS_PROCESSES = pytest.mark.parametrize("engine", ["local", "nats"], indirect=True)
+AS_PROCESSES = pytest.mark.parametrize("engine", ["local", "nats", "post", FLOWER], indirect=True)
 
 
 @IN_PROCESS
@@ -629,10 +765,9 @@ def test_lying_process_is_refused_journaled_and_benched_too(
 
 def _check_that_it_is_benched(engine: Callable[[Job], Engine], tmp_path: Path, lie: str) -> None:
     job = Job(lies={"gaya": lie})
-    limit = time.monotonic() + 20
-    outcome = carry_through(
-        engine(job), tmp_path, job, should_stop=lambda _: time.monotonic() > limit
-    )
+    one = engine(job)
+    limit = time.monotonic() + 20 * one.slowness
+    outcome = carry_through(one, tmp_path, job, should_stop=lambda _: time.monotonic() > limit)
     refused = [fact for fact in outcome.of(UpdateRejected) if fact.site == "gaya"]
     assert len(refused) >= 3
     assert [fact.site for fact in outcome.of(SiteBenched)] == ["gaya"]

@@ -19,7 +19,7 @@ def rounds(draw: st.DrawFn) -> tuple[dict[str, int | None], int, list[int], list
     ranks = draw(st.lists(st.sampled_from([None, 1, 2, 3, 4]), min_size=1, max_size=5))
     number = len(ranks)
     tokens = draw(st.lists(st.integers(1, 2000), min_size=number, max_size=number))
-    powers = draw(st.lists(st.integers(-8, 5), min_size=number, max_size=number))
+    powers = draw(st.lists(st.integers(-8, 4), min_size=number, max_size=number))
     named = {f"site-{i}": rank for i, rank in enumerate(ranks)}
     return named, draw(st.integers(0, 999)), tokens, [10.0**power for power in powers]
 

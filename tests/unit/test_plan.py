@@ -170,6 +170,25 @@ STEP: dict[str, Any] = {"local_steps": 1}
             },
             "a 4-bit base cannot be trained",
         ),
+        (
+            {"site": [SITE | {"processes": 3}]},
+            "'gaya' has 3 processes for batches of 2 sequences; lower its processes, or raise",
+        ),
+        ({"site": [SITE | {"sharding": "fsdp"}]}, "one process, .* raise its processes, or set"),
+        (
+            {
+                "site": [SITE | {"sharding": "fsdp", "processes": 2}],
+                "model": {"adapter": {"kind": "full"}},
+            },
+            "frozen and not quantized: .* lora, frozen_a or core",
+        ),
+        (
+            {
+                "site": [SITE | {"sharding": "fsdp", "processes": 2}],
+                "model": {"base": {"micro": None, "path": "x", "quantize": "4bit"}},
+            },
+            'frozen and not quantized: .*model.base.quantize = "none"',
+        ),
         ({"site": [SITE | {"text": [{"lines": 3}]}]}, "either path or starter, and not both"),
         (
             {"site": [SITE | {"text": [{"path": "x", "starter": "mag"}]}]},

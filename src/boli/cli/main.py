@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import boli
-from boli.cli import fleet
+from boli.cli import fleet, flower
 from boli.errors import BoliError, CorpusError, RunError
 
 if TYPE_CHECKING:
@@ -188,6 +188,7 @@ def list_runs(runs: RunsFolder = Path("runs")) -> None:
 
 
 fleet.register(app)
+flower.register(app)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from boli.durable import Generations, locked
 from boli.engine.wire import Line, pack_message, unpack_message
-from boli.errors import BoliError
+from boli.errors import BoliError, WorkerLostError
 from boli.rounds.transport import Instruction, Joined, Stop, Version
 from boli.rounds.update import Order, UpdateHeader, Verdict
 
@@ -102,6 +102,10 @@ def main(arguments: list[str]) -> int:
     try:
         with locked(site_folder, "the site folder", LOCK_SECONDS):
             serve(Path(folder), site, link, int(restarts))
+    except WorkerLostError as error:
+        # As if the node had been killed: it is started again, a few times.
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
     except BoliError as error:
         link.fail(error.problem, error.hint)
         return error.exit_code

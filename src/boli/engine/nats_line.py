@@ -15,8 +15,8 @@ import json
 import random
 import socket
 import ssl
-import struct
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -27,16 +27,20 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.transport import TcpTransport
 
-from boli.engine.identities import SERVER_NAME, Access, Address, inbox_of
+from boli.engine.identities import SERVER_NAME, Access, inbox_of
+from boli.engine.tcp import dial, limit_retries, moves, tcp_info
 from boli.errors import TransportError
 
 ENTER_SECONDS = 60  # each step of the handshake; ten round trips of a line with 3 s each way
-PING_SECONDS = 60
-DIAL_SECONDS = 1.5  # between attempts, the first few
+FAR_SECONDS = 86400
+PING_SECONDS = 60.0  # between words on an idle line
+LOSSY_PING_SECONDS = 8.0
+RESENT_BORNE = 5  # packets, until a line counts as lossy
+DIAL_SECONDS, LONGEST_DIAL_SECONDS = 1.5, 2.5  # between attempts
 DIALS_AT_ONCE = 12
+SHORT_SECONDS = 2.0  # of a stop after which the old connection may as well go on
 REFUSED_SECONDS = 30.0  # after a key was refused: it may be a server that starts
 WATCH_SECONDS = 0.5
-SILENT_SECONDS = 2.5  # without a word on what was sent, at least, until another line is tried
 QUIET_ERRORS = (OSError, nats.errors.Error, asyncio.TimeoutError, asyncio.IncompleteReadError)
 
 
@@ -126,35 +130,28 @@ class Line:
             await _abandon(client)
 
     async def _connect_for_ever(self) -> None:
-        opened: socket.socket | None = None
+        found: _Way | None = None
         while True:
             try:
-                opened = opened or await dial(self.access.address, self._note)
-                client, closed = await self._enter(opened)
+                way = found or await self._find_way()
             except KeyRefusedError:
                 self._note(f"{self.access.address} refuses the key: it was revoked, or is unknown")
                 await asyncio.sleep(REFUSED_SECONDS * random.uniform(0.7, 1.3))
                 continue
-            except QUIET_ERRORS as error:
-                self._note(f"{self.access.address}: {error or type(error).__name__}")
-                await asyncio.sleep(random.uniform(0.3, 1.5))
-                continue
-            finally:
-                mine, opened = opened, None
-            assert mine is not None
-            self.client, self.trouble = client, ""
+            found = None
+            self.client, self.trouble = way.client, ""
             self.num_connections += 1
             self._wake()
             try:
-                await self.connected(client)
-                opened = await self._watch(mine, closed)
+                await self.connected(way.client)
+                found = await self._watch(way)
             except QUIET_ERRORS as error:
                 self._note(str(error) or type(error).__name__)
             self.client = None
             self.trouble = self.trouble or "the line was lost"
             self._wake()
             self.lost()
-            await _abandon(client)
+            await _abandon(way.client)
 
     def _note(self, trouble: str) -> None:
         self.trouble = trouble
@@ -170,8 +167,48 @@ class Line:
             await self.changed.wait()
         return self.client
 
-    async def _enter(self, opened: socket.socket) -> tuple[Client, asyncio.Event]:
-        """Shake hands over a new connection."""
+    async def _find_way(self) -> _Way:
+        """Return the first connection that comes through, of attempts every few seconds.
+
+        A single attempt would follow the kernel's schedule: after a cut it waits the
+        longer the longer the cut was, and on a line that loses half of its packets it may
+        stand still for a minute in the middle of a handshake.
+
+        Raises:
+            KeyRefusedError: the server does not know the key.
+        """
+        attempts: dict[asyncio.Task[_Way], list[socket.socket]] = {}
+        pause = DIAL_SECONDS
+        try:
+            while True:
+                if not any(map(moves, attempts.values())) and len(attempts) < DIALS_AT_ONCE:
+                    opened: list[socket.socket] = []
+                    attempts[asyncio.ensure_future(self._enter(opened))] = opened
+                until = self.loop.time() + pause * random.uniform(0.8, 1.2)
+                while attempts and (left := until - self.loop.time()) > 0:
+                    done, _ = await asyncio.wait(
+                        attempts, timeout=left, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    for attempt in done:
+                        attempts.pop(attempt)
+                        try:
+                            return attempt.result()
+                        except QUIET_ERRORS as error:
+                            self._note(f"{self.access.address}: {_reason(error)}")
+                await asyncio.sleep(max(0.0, until - self.loop.time()))
+                pause = min(LONGEST_DIAL_SECONDS, pause * 1.1)
+        finally:
+            for attempt in attempts:
+                attempt.cancel()
+            rest = await asyncio.gather(*attempts, return_exceptions=True)
+            for way in rest:
+                if isinstance(way, _Way):
+                    await _abandon(way.client)
+
+    async def _enter(self, sockets: list[socket.socket]) -> _Way:
+        """Connect and shake hands; the socket is put into `sockets` once there is one."""
+        opened = await asyncio.wait_for(dial(self.access.address), ENTER_SECONDS)
+        sockets.append(opened)
         client, closed, refused = Client(), asyncio.Event(), []
         client._transport = _OpenTransport(opened)
 
@@ -183,7 +220,6 @@ class Line:
                 refused.append(error)
             self.on_error(error)
 
-        inbox = inbox_of(self.access.name or "coordinator")
         try:
             await client.connect(
                 servers=[f"tls://{self.access.address}"],
@@ -192,42 +228,61 @@ class Line:
                 tls_hostname=SERVER_NAME,
                 tls_handshake_first=True,
                 nkeys_seed_str=self.access.seed,
-                inbox_prefix=inbox,
+                inbox_prefix=inbox_of(self.access.name or "coordinator"),
                 allow_reconnect=False,
                 connect_timeout=ENTER_SECONDS,
-                ping_interval=PING_SECONDS,
-                max_outstanding_pings=3,
+                ping_interval=FAR_SECONDS,  # `_watch` does that
                 pending_size=1 << 30,  # what is under way is bounded by its senders
                 closed_cb=on_close,
                 error_cb=on_error,
             )
         except BaseException as error:
-            opened.close()
+            await _abandon(client)
             if refused or "authorization violation" in str(error).lower():
                 raise KeyRefusedError from error
             raise
-        return client, closed
+        return _Way(client, opened, closed)
 
-    async def _watch(self, opened: socket.socket, closed: asyncio.Event) -> socket.socket | None:
-        """Wait for the end of a connection; return a new one that got through instead."""
-        dialing: asyncio.Task[socket.socket] | None = None
+    async def _watch(self, way: _Way) -> _Way | None:
+        """Wait for the end of a connection; return a better one that came through instead."""
+        finding: asyncio.Task[_Way] | None = None
+        since = 0.0
+        pulse = _Pulse(way)
         try:
-            while not closed.is_set():
+            while not way.closed.is_set():
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(closed.wait(), WATCH_SECONDS)
-                stands = _stands_still(opened)
-                if stands and dialing is None:
-                    dialing = asyncio.ensure_future(dial(self.access.address, self._note))
-                elif dialing is not None and not stands:
-                    dialing.cancel()
-                    dialing = None
-                if dialing is not None and dialing.done():
-                    taken, dialing = dialing, None
-                    return taken.result()
+                    await asyncio.wait_for(way.closed.wait(), WATCH_SECONDS)
+                stands = pulse.stands_still()
+                if stands and finding is None:
+                    finding = asyncio.ensure_future(self._find_way())
+                    since = self.loop.time()
+                elif (
+                    finding is not None and not stands and self.loop.time() - since < SHORT_SECONDS
+                ):
+                    # After a longer stop a new connection is quicker than one that recovers.
+                    finding.cancel()
+                    finding = None
+                if finding is not None and finding.done():
+                    found, finding = finding, None
+                    return found.result()
             return None
         finally:
-            if dialing is not None:
-                dialing.cancel()
+            pulse.end()
+            if finding is not None:
+                finding.cancel()
+
+
+@dataclass
+class _Way:
+    """A connection that came through."""
+
+    client: Client
+    socket: socket.socket
+    closed: asyncio.Event
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 async def _abandon(client: Client) -> None:
@@ -236,6 +291,8 @@ async def _abandon(client: Client) -> None:
     writer = getattr(transport, "_io_writer", None)
     if writer is not None:
         writer.transport.abort()
+    elif isinstance(transport, _OpenTransport):
+        transport.opened.close()
     with contextlib.suppress(*QUIET_ERRORS):
         await asyncio.wait_for(client.close(), 2.0)
 
@@ -246,88 +303,43 @@ def _trust(authority: str) -> ssl.SSLContext:
     return context
 
 
-async def dial(address: Address, note: Callable[[str], None] = lambda _: None) -> socket.socket:
-    """Return a TCP connection: try every few seconds, let the earlier attempts live on.
+class _Pulse:
+    """Finds out whether a connection stands still, in either direction.
 
-    A single attempt would follow the kernel's schedule, and wait the longer after a
-    cut the longer the cut was.
+    Upward the kernel knows. Downward nothing may be due, so the server is asked for a
+    word now and then: more often on a line that loses packets.
     """
-    loop = asyncio.get_running_loop()
-    attempts: list[asyncio.Task[socket.socket]] = []
-    pause = DIAL_SECONDS
-    try:
-        while True:
-            attempts.append(asyncio.ensure_future(_attempt(loop, address)))
-            until = loop.time() + pause * random.uniform(0.8, 1.2)
-            while attempts and (left := until - loop.time()) > 0:
-                done, _ = await asyncio.wait(
-                    attempts, timeout=left, return_when=asyncio.FIRST_COMPLETED
-                )
-                for attempt in done:
-                    attempts.remove(attempt)
-                    try:
-                        return attempt.result()
-                    except OSError as error:
-                        note(f"{address}: {error.strerror or error}")
-            await asyncio.sleep(max(0.0, until - loop.time()))
-            pause = min(3.5, pause * 1.1)
-            for old in attempts[: -DIALS_AT_ONCE + 1]:
-                old.cancel()
-                attempts.remove(old)
-    finally:
-        for attempt in attempts:
-            attempt.cancel()
-            attempt.add_done_callback(_close_late)
 
+    def __init__(self, way: _Way) -> None:
+        self.way = way
+        self._asked: asyncio.Task[None] | None = None
+        self._asked_at = self._heard_at = time.monotonic()
 
-def _close_late(attempt: asyncio.Task[socket.socket]) -> None:
-    """Close what came through when another one had already."""
-    if not attempt.cancelled() and attempt.exception() is None:
-        attempt.result().close()
+    def stands_still(self) -> bool:
+        found, now = tcp_info(self.way.socket), time.monotonic()
+        if self._asked is not None and self._asked.done():
+            self._asked, self._heard_at = None, now
+        lossy = found is not None and found.resent > RESENT_BORNE
+        if self._asked is None and now - self._asked_at > (
+            LOSSY_PING_SECONDS if lossy else PING_SECONDS
+        ):
+            self._asked = asyncio.ensure_future(self._ask())
+            self._asked_at = now
+        if found is None:
+            return self._asked is not None and now - self._asked_at > PING_SECONDS
+        limit_retries(self.way.socket, found)
+        # The server's kernel has our question, so that only its word is missing.
+        waits = self._asked is not None and not found.unacked
+        overdue = waits and now - self._asked_at > 2 * found.patience_seconds
+        return found.is_silent or overdue
 
+    async def _ask(self) -> None:
+        with contextlib.suppress(*QUIET_ERRORS):
+            await self.way.client.flush(FAR_SECONDS)
 
-async def _attempt(loop: asyncio.AbstractEventLoop, address: Address) -> socket.socket:
-    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    family, kind, protocol, _, where = found[0]
-    opened = socket.socket(family, kind, protocol)
-    try:
-        opened.setblocking(False)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if hasattr(socket, "TCP_CONGESTION"):  # it does not take every loss for congestion
-            with contextlib.suppress(OSError):
-                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"bbr")
-        await loop.sock_connect(opened, where)
-    except BaseException:
-        opened.close()
-        raise
-    return opened
-
-
-# struct tcp_info of Linux: 8 bytes, then 32-bit counters; times of it in ms, rtt in µs.
-_TCP_INFO = struct.Struct("8B24I")
-_UNACKED, _LAST_ACK_RECEIVED, _RTT, _RTT_VARIANCE = 4, 12, 15, 16
-
-
-def _stands_still(opened: socket.socket) -> bool:
-    """Tell whether something was sent and nothing heard for far longer than a round trip."""
-    if not hasattr(socket, "TCP_INFO"):
-        return False
-    try:
-        data = opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-        found = _TCP_INFO.unpack(data)[8:]
-    except (OSError, struct.error):
-        return False
-    patience = max(SILENT_SECONDS, (3 * found[_RTT] + 4 * found[_RTT_VARIANCE]) / 1e6)
-    return bool(found[_UNACKED] and found[_LAST_ACK_RECEIVED] / 1e3 > patience)
-
-
-async def request(client: Client, subject: str, data: bytes, seconds: float) -> Msg:
-    """Ask and wait for the answer.
-
-    Raises:
-        nats.errors.Error: there is none.
-    """
-    return await client.request(subject, data, timeout=seconds)
+    def end(self) -> None:
+        if self._asked is not None:
+            self._asked.cancel()
 
 
 def acknowledgement(answer: Msg) -> int:

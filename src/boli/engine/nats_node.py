@@ -28,7 +28,7 @@ from boli.engine.nats_line import QUIET_ERRORS, Line
 from boli.engine.nats_sender import Sender
 from boli.engine.parts import FETCH_BYTES, Assembler, Label
 from boli.engine.wire import pack_message, unpack_message
-from boli.errors import BoliError, CorruptFileError, TransportError
+from boli.errors import BoliError, CorruptFileError, StorageError, TransportError
 from boli.rounds.transport import Instruction, Joined, Rejoin, Stop, Version
 from boli.rounds.update import Order, UpdateHeader, Verdict
 from boli.site.kit import BaseFile, Kit, SiteFolder
@@ -51,6 +51,7 @@ class NatsLink:
         self._arrived: queue.SimpleQueue[Instruction] = queue.SimpleQueue()
         self._assembler = Assembler(LARGEST_BYTES)
         self._seen = -1  # number in the stream of the last message taken
+        self._sending = b""  # the last update
         self._start = ""  # the message that the stream began with
         self._joining: bytes | None = None  # what the node says, until it is heard
         self._said = asyncio.Event()
@@ -82,8 +83,12 @@ class NatsLink:
             return None
 
     def send_update(self, header: UpdateHeader, payload: bytes) -> None:
-        # Only the last answer counts: one that the server does not have yet is void.
-        self.sender.replace(pack_message("update", header.facts(), payload))
+        # Only the last answer counts: one that the server does not have yet is void. An order
+        # that comes again, as after every cut, does not make what is under way begin anew.
+        message = pack_message("update", header.facts(), payload)
+        if not (self.sender.num_waiting and message == self._sending):
+            self._sending = message
+            self.sender.replace(message)
 
     def measure(self, values: Mapping[str, float]) -> None:
         async def say(client: Client) -> None:
@@ -199,11 +204,7 @@ class Agent:
         self._run = ""  # that the node serves
 
     def serve(self) -> None:
-        """Serve run after run until told to stop.
-
-        Raises:
-            StorageError: the site's state cannot be written.
-        """
+        """Serve run after run until told to stop."""
         self._line.open()
         told = ""
         try:
@@ -243,7 +244,9 @@ class Agent:
             self._say(f"run {kit.run} is over; waiting for the next")
         except BoliError as error:
             self._say(f"run {kit.run}: {error}")
-            link.fail(error.problem, error.hint)
+            # A full disk is for the site's people to mend; the coordinator need not give it up.
+            if not isinstance(error, StorageError):
+                link.fail(error.problem, error.hint)
             self._stopping.wait(AGAIN_SECONDS)
             self._calls.put("")
         finally:

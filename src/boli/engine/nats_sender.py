@@ -15,7 +15,7 @@ from boli.engine.parts import Label, parts_of
 from boli.errors import TransportError
 
 ANSWER_SECONDS = 300.0  # then a part is sent again on the same connection
-FEWEST_PARTS, MOST_PARTS = 2, 64  # under way at once
+FEWEST_PARTS, MOST_PARTS = 2, 256  # under way at once
 PAUSE_SECONDS = 0.3, 10.0  # after the server refused, growing
 
 
@@ -42,7 +42,7 @@ class Sender:
     num_resent_bytes: int = 0
     _parts: list[_Part] = field(default_factory=list)  # not acknowledged yet
     _emptying: bool = False
-    _window: int = 4
+    _window: int = FEWEST_PARTS
     _quickest: float = float("inf")  # seconds from a part to its acknowledgement
 
     def __post_init__(self) -> None:
@@ -136,5 +136,5 @@ class Sender:
         acknowledgement(answer)
         taken = time.monotonic() - part.sent_at
         self._quickest = min(self._quickest, taken)
-        grows = taken < 1.5 * self._quickest + 0.5
+        grows = taken < 1.6 * self._quickest + 0.05  # else parts wait for each other
         self._window = max(FEWEST_PARTS, min(MOST_PARTS, self._window + (1 if grows else -1)))

@@ -22,7 +22,8 @@ from boli.durable import write_file
 from boli.engine.identities import Address, Identities, may_publish, may_subscribe, public_key
 from boli.errors import TransportError
 
-PART_BYTES = 32 << 10  # of a message in the streams: a slow uplink finishes one in half a second
+PART_BYTES = 16 << 10  # of a message in the streams: half a second at 256 kbit/s
+LARGEST_MESSAGE_BYTES = 128 << 10  # also of what is not in parts
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 MOST_CONNECTIONS = 512  # also of those that have not shown a key yet
@@ -64,7 +65,7 @@ pid_file: {quoted(str(folder / "server.pid"))}
 log_file: {quoted(str(folder / "server.log"))}
 logfile_size_limit: 10MB
 logfile_max_num: 3
-max_payload: {4 * PART_BYTES}
+max_payload: {LARGEST_MESSAGE_BYTES}
 max_pending: 16MB
 max_connections: {MOST_CONNECTIONS}
 max_subscriptions: 1000

@@ -23,7 +23,7 @@ from boli.engine.nats_server import PART_BYTES
 
 DUPLICATE_SECONDS = 600.0  # in which the server knows a part again
 KEPT_SECONDS = 30 * 86400.0
-DOWN_PARTS, DOWN_ACK_SECONDS = 16, 120.0  # under way to a site; until they are sent again
+DOWN_PARTS, DOWN_ACK_SECONDS = 32, 120.0  # under way to a site; until they are sent again
 UP_ACK_SECONDS = 600.0
 ROOM_BYTES = 1 << 20  # of a stream, above what its largest messages need
 

@@ -84,6 +84,15 @@ class LoraLinear(nn.Module):
             and weight.numel() <= LARGEST_MERGED
         )
 
+    def release_base(self) -> None:
+        """Let the base's weight be shared out among processes: use it through its module only.
+
+        Trained entries become plain attributes; as parameters they would be shared out too.
+        """
+        self._merges = False
+        for name in list(self._parameters):
+            self.__dict__[name] = self._parameters.pop(name)
+
     def _a(self) -> Tensor:
         if self.core is None:
             return self.a
@@ -228,7 +237,12 @@ def _singular_vectors(module: nn.Linear, rank: int) -> tuple[Tensor, Tensor]:
     return a, b.contiguous()
 
 
-def attach(model: nn.Module, plan: AdapterPlan, rank: int | None = None) -> Adapter:
+def attach(
+    model: nn.Module,
+    plan: AdapterPlan,
+    rank: int | None = None,
+    device: torch.device | None = None,  # of the trained entries; by default the base's
+) -> Adapter:
     """Freeze a base and put trained entries into it, at version 0's values.
 
     Raises:
@@ -238,7 +252,7 @@ def attach(model: nn.Module, plan: AdapterPlan, rank: int | None = None) -> Adap
         for parameter in model.parameters():
             parameter.requires_grad_(False)
     layout = adapter_layout(model, plan, rank)
-    device = next(model.parameters()).device
+    device = device or next(model.parameters()).device
     flat = torch.zeros(layout.size, dtype=torch.float32, device=device)
     gradient = torch.zeros_like(flat)
     trained = dict(_views(layout, flat, gradient))
@@ -269,7 +283,7 @@ def _lora_linear(
     rank: int,
     trained: Mapping[str, nn.Parameter],
 ) -> LoraLinear:
-    device = module.weight.device
+    device = next(iter(trained.values())).device
     scale = plan.alpha / plan.rank  # the plan's, so that a component means the same everywhere
     if plan.kind == "core":
         a, b = (t.to(device) for t in _singular_vectors(module, rank))

@@ -58,9 +58,16 @@ def best_device() -> torch.device:
 
 
 def load_base(
-    origin: str, plan: BasePlan, steps: LocalStepsPlan, kind: str, device: torch.device
+    origin: str,
+    plan: BasePlan,
+    steps: LocalStepsPlan,
+    kind: str,
+    device: torch.device,
+    placed: bool = True,
 ) -> Base:
     """Load a causal LM from a folder or a hub id, in the precision that the plan asks for.
+
+    Without `placed` its weights stay in main memory, in what `device` computes in.
 
     Raises:
         ModelError: it is not there, is not a causal LM, or its quantization cannot run here.
@@ -94,7 +101,7 @@ def load_base(
             "id that this machine can download",
         ) from error
     if plan.quantize == "none":
-        model = model.to(device)
+        model = model.to(device) if placed else model
     else:
         _keep_weights_as_they_are(model)
     return Base(model, tokenizer, origin)

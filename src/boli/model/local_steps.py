@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from boli.plan import LocalStepsPlan
 # Their logits are a plain product of the hidden state and the output embedding.
 PLAIN_HEADS = {"llama", "qwen2", "qwen3", "mistral", "bloom", "gpt2", "phi3", "olmo2"}
 LOGITS_AT_ONCE = 1 << 22  # entries of a block of logits
+Tokens = NDArray[np.int64]  # (n, length) full sequences
 
 
 @dataclass
@@ -49,7 +50,7 @@ class PackedText:
                 "add text, or lower model.local_steps.sequence_length",
             )
 
-    def take(self, count: int) -> NDArray[np.int64]:
+    def take(self, count: int) -> Tokens:
         """Return the next (count, sequence_length) tokens."""
         rows = []
         for _ in range(count):
@@ -151,6 +152,39 @@ class Steps:
     seconds: float
 
 
+class Gradient(Protocol):
+    """Makes the gradient of a batch, in this process or in several."""
+
+    def of(self, batch: Tokens, number: int) -> Tensor:
+        """Set the adapter's gradient to that of the batch's loss divided by `number`.
+
+        Return the summed loss, in nats.
+        """
+        ...
+
+
+class OwnGradient:
+    """The gradient of a batch, made by this process alone."""
+
+    def __init__(self, model: Any, adapter: Adapter, plan: LocalStepsPlan) -> None:
+        self.model, self.adapter = model, adapter
+        self.device = adapter.flat.device
+        # A bf16 base computes in bf16 by itself; the float32 masters of `full` need autocast.
+        frozen = next(model.parameters()).dtype
+        self._autocast = frozen == torch.float32 and computes_in_half(plan, self.device)
+        # Compiling pays where steps are many and kernels small: on GPUs, by default.
+        if plan.compile == "on" or (plan.compile == "auto" and self.device.type == "cuda"):
+            model.base_model.compile()
+
+    def of(self, batch: Tokens, number: int) -> Tensor:
+        tokens = torch.from_numpy(batch).to(self.device, non_blocking=True)
+        self.adapter.gradient.zero_()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            total, _ = summed_loss(self.model, tokens)
+        (total / number).backward()  # type: ignore[no-untyped-call]
+        return total.detach()
+
+
 class LocalSteps:
     """AdamW over an adapter's flat vector, on one site's packed text.
 
@@ -159,16 +193,16 @@ class LocalSteps:
     """
 
     def __init__(
-        self, model: Any, adapter: Adapter, text: PackedText, plan: LocalStepsPlan
+        self,
+        model: Any,
+        adapter: Adapter,
+        text: PackedText,
+        plan: LocalStepsPlan,
+        gradient: Gradient | None = None,  # by default this process's own
     ) -> None:
         self.model, self.adapter, self.text, self.plan = model, adapter, text, plan
         self.device = adapter.flat.device
-        # A bf16 base computes in bf16 by itself; the float32 masters of `full` need autocast.
-        frozen = next(model.parameters()).dtype
-        self._autocast = frozen == torch.float32 and computes_in_half(plan, self.device)
-        # Compiling pays where steps are many and kernels small: on GPUs, by default.
-        if plan.compile == "on" or (plan.compile == "auto" and self.device.type == "cuda"):
-            model.base_model.compile()
+        self._gradient = gradient or OwnGradient(model, adapter, plan)
         parameter = nn.Parameter(adapter.flat)
         parameter.grad = adapter.gradient
         self._optimizer = torch.optim.AdamW(
@@ -228,16 +262,13 @@ class LocalSteps:
 
     def _step(self, rate: float) -> float:
         batch = self.text.take(self.plan.batch_sequences)
-        tokens = torch.from_numpy(batch).to(self.device, non_blocking=True)
-        self.adapter.gradient.zero_()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            total, number = summed_loss(self.model, tokens)
-        (total / number).backward()  # type: ignore[no-untyped-call]
+        number = self.plan.batch_sequences * (self.plan.sequence_length - 1)  # predicted tokens
+        total = self._gradient.of(batch, number)
         norm = torch.linalg.vector_norm(self.adapter.gradient)
         self.adapter.gradient.mul_((self.plan.clip_norm / (norm + 1e-6)).clamp(max=1.0))
         self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.step()
-        return float(total.detach()) / number
+        return float(total) / number
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the moments, as copies."""

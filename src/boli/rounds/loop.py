@@ -86,6 +86,7 @@ class Rounds:
         """Take in what arrived; make rounds of it; ask for more."""
         before = state
         joined, deliveries = self._sort(arrivals)
+        state = self._welcome(state, joined)
         state = self._time_links(state, deliveries)
         state, verdicts, events = self.strategy.fold(state, deliveries)
         releases = []
@@ -156,6 +157,14 @@ class Rounds:
                         UpdateRejected("", arrival.site, "malformed", arrival.detail)
                     )
         return joined, deliveries
+
+    def _welcome(self, state: ServerState, joined: Sequence[str]) -> ServerState:
+        """Ask a site again that could not do its work, and is back; not one that was wrong."""
+        for name in joined:
+            site = state.sites[name]
+            if site.benched and site.rejections < REJECTIONS_BORNE:
+                state = state.with_site(name, benched="")
+        return state
 
     def _time_links(self, state: ServerState, deliveries: Sequence[Delivery]) -> ServerState:
         """Note how long answers to open orders took besides the work, where orders heed it."""

@@ -131,6 +131,7 @@ class SiteFolder:
         """
         path = self._unfinished(kit, file)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
             if sha256_of(path) != file.sha256:
                 path.unlink()

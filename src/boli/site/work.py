@@ -5,30 +5,42 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 
 from boli.corpus.sources import Split, read_split, share_of
 from boli.evaluation.metrics import bits_per_byte
 from boli.model.adapter import adapter_layout, attach
 from boli.model.base import Base, best_device, load_base
+from boli.model.group import share_out
 from boli.model.layout import Layout, Vector
-from boli.model.local_steps import LocalSteps, PackedText, token_lines
+from boli.model.local_steps import LocalSteps, OwnGradient, PackedText, token_lines
 from boli.plan import Plan, SitePlan
 from boli.rounds.update import Judgement, Order
+from boli.site.crew import Crew
 from boli.site.node import Done
 
 
 class TrainingWork:
     """Local steps over a site's training lines, and bits per byte of its held-out ones."""
 
-    def __init__(self, plan: Plan, site: SitePlan, base: Base, splits: dict[str, Split]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        site: SitePlan,
+        base: Base,
+        splits: dict[str, Split],
+        crew: Crew | None = None,
+    ) -> None:
         self.rank = site.rank
         self._max_lines = plan.evaluation.max_lines
-        self._base, self._splits = base, splits
+        self._base, self._splits, self._crew = base, splits, crew
         self.full_layout = adapter_layout(base.model, plan.model.adapter)
-        self.adapter = attach(base.model, plan.model.adapter, site.rank)
+        own = own_gradient(plan, site, base, best_device() if crew is None else crew.device)
+        self.adapter = own.adapter
         self.layout: Layout = self.adapter.layout
         self.first = self.adapter.read()
         self.num_lines: Mapping[str, Mapping[str, int]] = {
@@ -42,7 +54,9 @@ class TrainingWork:
         length = steps.sequence_length
         seed = int(share_of(f"{plan.rounds.seed}/{site.name}") * 1e9)
         text = PackedText(list(token_lines(base.tokenizer, lines)), length, seed)
-        self.steps = LocalSteps(base.model, self.adapter, text, steps)
+        if crew is not None:
+            crew.ready(own)
+        self.steps = LocalSteps(base.model, self.adapter, text, steps, crew or own)
 
     def perform(
         self,
@@ -86,7 +100,9 @@ class TrainingWork:
 
     def _judge(self, language: str, part: Any) -> Judgement:
         lines = sorted(self._splits[language].part(part), key=share_of)[: self._max_lines]
-        found = bits_per_byte(self._base.model, self._base.tokenizer, lines, self._base.max_length)
+        base = self._base
+        with nullcontext() if self._crew is None else self._crew.watched():
+            found = bits_per_byte(base.model, base.tokenizer, lines, base.max_length)
         return Judgement(language=language, part=part, bits=found.bits, bytes=found.bytes)
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -98,15 +114,38 @@ class TrainingWork:
         self.steps.restore(arrays, facts)
 
 
+def site_base(plan: Plan, site: SitePlan, origin: str, device: torch.device) -> Base:
+    """Load the base as one process of a site needs it.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    model = plan.model
+    # What may not fit on one device goes there in parts.
+    placed = site.sharding == "none"
+    return load_base(origin, model.base, model.local_steps, model.adapter.kind, device, placed)
+
+
+def own_gradient(plan: Plan, site: SitePlan, base: Base, device: torch.device) -> OwnGradient:
+    """Attach the adapter, and share the base out where the plan says so."""
+    steps = plan.model.local_steps
+    adapter = attach(base.model, plan.model.adapter, site.rank, device)
+    if site.sharding != "none":
+        share_out(base.model, site.sharding, device)
+        if steps.compile == "auto":  # graphs would end at every layer that is gathered
+            steps = steps.model_copy(update={"compile": "off"})
+    return OwnGradient(base.model, adapter, steps)
+
+
 def open_work(plan: Plan, site: SitePlan, origin: str) -> TrainingWork:
     """Load a base and a site's text, and put the two together.
 
     Raises:
         CorpusError: the text is missing, empty or too short.
         ModelError: the base cannot be loaded.
+        SiteError: a further process of the site cannot do its part.
     """
     splits = read_split(plan, site.text, site.language)
-    base = load_base(
-        origin, plan.model.base, plan.model.local_steps, plan.model.adapter.kind, best_device()
-    )
-    return TrainingWork(plan, site, base, splits)
+    crew = Crew(plan, site, origin) if site.processes > 1 else None
+    device = best_device() if crew is None else crew.start()
+    return TrainingWork(plan, site, site_base(plan, site, origin, device), splits, crew)

@@ -1,0 +1,413 @@
+"""What travels in a Flower federation, and whom it counts for: no Flower and no process needed."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flower_quadratic import LoopbackPost
+from quadratic import LAYOUT, Job, layout_of
+
+from boli.durable import write_file
+from boli.engine import flower_greeter
+from boli.engine.flower import PART_BYTES, from_record, to_record
+from boli.engine.flower_app import write_app
+from boli.engine.flower_greeter import Greeter, Reply
+from boli.engine.flower_node import FlowerLink
+from boli.engine.flower_seat import Pace
+from boli.engine.flower_site import answer, site_folder, socket_path
+from boli.engine.flower_transport import FlowerTransport
+from boli.engine.flower_wire import (
+    Asked,
+    Greeting,
+    Hello,
+    Part,
+    Pieces,
+    Told,
+    UnheardError,
+    pack,
+    read_told,
+    split,
+)
+from boli.engine.wire import pack_message, unpack_message
+from boli.errors import RunError, SiteError, TransportError
+from boli.plan_file import plan_from_tables
+from boli.rounds.transport import Delivery, Failed, Joined, Left, Malformed
+from boli.rounds.update import Order, Release, UpdateHeader
+from boli.site.kit import BaseFile, Kit
+
+JOB = Job(ranks={"arrah": None, "gaya": None})
+
+
+# Bytes in Flower's records
+
+
+@pytest.mark.parametrize("size", [0, 1, PART_BYTES, PART_BYTES + 1, 3 * PART_BYTES + 7])
+def test_record_gives_back_the_bytes(size: int) -> None:
+    data = np.random.default_rng(size).bytes(size)
+    record = to_record(data)
+    assert from_record(record) == data
+    assert len(record) == max(1, -(-size // PART_BYTES))
+
+
+def test_update_of_common_size_is_one_value() -> None:
+    assert len(to_record(b"x" * 50_000)) == 1
+
+
+@pytest.mark.parametrize("keys", [["1"], ["0", "2"], ["x"]])
+def test_record_of_something_else_is_refused(keys: list[str]) -> None:
+    from flwr.app import ConfigRecord, RecordDict
+
+    record = RecordDict({key: ConfigRecord({"b": b"x"}) for key in keys})
+    with pytest.raises(TransportError):
+        from_record(record)
+    with pytest.raises(TransportError):
+        from_record(RecordDict({"0": ConfigRecord({"b": 5})}))
+
+
+def test_bundle_gives_back_its_messages() -> None:
+    messages = [b"one", b"", b"three"]
+    told, found = read_told(pack("told", Told(line=3, life="a"), messages))
+    assert (found, told.line, told.life) == (messages, 3, "a")
+
+
+@pytest.mark.parametrize("sizes", [(5,), (-1, 4), (1, 1)])
+def test_bundle_whose_sizes_lie_is_refused(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(UnheardError):
+        split(sizes, b"abc")
+
+
+# The coordinator
+
+
+def joining(version: int = 0) -> bytes:
+    facts = {"layout": layout_of().describe(), "num_lines": {}, "held_digest": 0}
+    return pack_message("join", {**facts, "held_version": version})
+
+
+def update(site: str, sequence: int = 1) -> bytes:
+    header = UpdateHeader(
+        order=f"run-{site}-{sequence}",
+        site=site,
+        sequence=sequence,
+        base_version=0,
+        layout=LAYOUT.digest,
+        local_steps=1,
+        tokens=8,
+    )
+    return pack_message("update", header.facts(), b"payload")
+
+
+@dataclass
+class ScriptedPost:
+    """Nodes that answer what a test says; each message gets the next answer of its node."""
+
+    names: dict[int, str]  # node to the site that it claims to be
+    answers: dict[int, list[Any]] = field(default_factory=dict)  # told bundles, or problems
+    poses: dict[int, int] = field(default_factory=dict)  # node to the one that Flower says it is
+    asked: list[tuple[int, Asked, list[bytes]]] = field(default_factory=list)
+    _replies: dict[str, Reply] = field(default_factory=dict)
+    _numbers: Any = field(default_factory=itertools.count)
+
+    def node_ids(self) -> set[int]:
+        return set(self.names)
+
+    def send(self, node: int, data: bytes, ttl_seconds: float) -> str:
+        message, source = str(next(self._numbers)), self.poses.get(node, node)
+        kind, body, payload = unpack_message(data)
+        if kind == "hello":
+            self._replies[message] = Reply(node, pack("greeting", Greeting(site=self.names[node])))
+            return message
+        asked = Asked.model_validate(body)
+        self.asked.append((node, asked, split(asked.sizes, payload)))
+        rest = self.answers.get(node, [])
+        if rest:
+            found = rest.pop(0)
+            match found:
+                case str():
+                    self._replies[message] = Reply(source, problem=found)
+                case bytes():
+                    self._replies[message] = Reply(source, found)
+                case (life, messages):
+                    told = pack("told", Told(line=asked.line, life=life), messages)
+                    self._replies[message] = Reply(source, told)
+        return message
+
+    def fetch(self, message: str) -> Reply | None:
+        return self._replies.pop(message, None)
+
+
+@pytest.fixture
+def transport_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:  # (post) -> FlowerTransport
+    monkeypatch.setattr("boli.engine.flower_transport.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("boli.engine.flower_transport.AGAIN_SECONDS", 0.05)
+    opened: list[FlowerTransport] = []
+
+    def make(post: Any) -> FlowerTransport:
+        kit = Kit(run="run", plan={}, origin="none")
+        one = FlowerTransport(post, kit, tmp_path, pace=Pace(0.1, 0.2, 5.0))
+        theta = np.zeros(LAYOUT.size, np.float32)
+        one.start(JOB.views, Release(0, LAYOUT.digest, theta))
+        opened.append(one)
+        return one
+
+    yield make
+    for one in opened:
+        one._closed.set()
+
+
+def arrivals_until(transport: FlowerTransport, kind: type, seconds: float = 5.0) -> list[Any]:
+    seen: list[Any] = []
+    deadline = time.monotonic() + seconds
+    while not any(isinstance(one, kind) for one in seen):
+        assert time.monotonic() < deadline, seen
+        seen += transport.receive(0.1)
+    return seen
+
+
+def order(site: str, sequence: int = 1) -> Order:
+    return Order(
+        order=f"run-{site}-{sequence}",
+        site=site,
+        sequence=sequence,
+        base_version=0,
+        layout=LAYOUT.digest,
+        local_steps=1,
+    )
+
+
+def test_update_counts_for_the_node_that_sent_it_whatever_name_it_holds(
+    transport_over: Callable[[Any], FlowerTransport],
+) -> None:
+    post = ScriptedPost({7: "gaya"}, {7: [("a", [joining()]), ("a", [update("arrah")])]})
+    transport = transport_over(post)
+    arrivals_until(transport, Joined)
+    transport.send_order(order("gaya"))
+    (delivery,) = arrivals_until(transport, Delivery)
+    assert (delivery.site, delivery.update.header.site) == ("gaya", "arrah")
+
+
+def test_reply_from_another_node_than_the_one_asked_counts_for_nobody(
+    transport_over: Callable[[Any], FlowerTransport],
+) -> None:
+    post = ScriptedPost({7: "gaya"}, {7: [("a", [joining()]), ("a", [update("gaya")])] * 9})
+    transport = transport_over(post)
+    arrivals_until(transport, Joined)
+    post.poses[7] = 8
+    transport.send_order(order("gaya"))
+    seen = arrivals_until(transport, Left)
+    assert "was not asked" in seen[0].reason
+    assert not any(isinstance(one, Delivery) for one in seen)
+
+
+def test_second_node_that_claims_a_site_gets_no_orders_while_the_first_is_there(
+    transport_over: Callable[[Any], FlowerTransport],
+) -> None:
+    post = ScriptedPost({7: "gaya"}, {7: [("a", [joining()])]})
+    transport = transport_over(post)
+    arrivals_until(transport, Joined)
+    post.names[9] = "gaya"
+    post.answers[9] = [("b", [joining()])]
+    for _ in range(5):
+        assert not transport.receive(0.1)
+    assert 9 not in {node for node, _, _ in post.asked}
+    del post.names[7]  # only now it may sit down
+    seen = arrivals_until(transport, Joined)
+    assert [type(one) for one in seen] == [Left, Joined]
+
+
+def test_node_of_no_site_of_the_plan_is_left_alone(
+    transport_over: Callable[[Any], FlowerTransport],
+) -> None:
+    post = ScriptedPost({7: "", 8: "patna"})
+    transport = transport_over(post)
+    for _ in range(5):
+        assert not transport.receive(0.1)
+    assert not post.asked
+
+
+@pytest.mark.parametrize(
+    "problem", ["error 5: node unavailable", "error 8: crashed", "error 3: expired"]
+)
+def test_lost_reply_breaks_the_line_and_the_site_is_asked_again(
+    transport_over: Callable[[Any], FlowerTransport], problem: str
+) -> None:
+    answers: list[Any] = [("a", [joining()]), problem, ("a", [joining()]), ("a", [update("gaya")])]
+    post = ScriptedPost({7: "gaya"}, {7: answers})
+    transport = transport_over(post)
+    arrivals_until(transport, Joined)
+    transport.send_order(order("gaya"))
+    assert [type(one) for one in arrivals_until(transport, Joined)] == [Left, Joined]
+    transport.send_order(order("gaya"))
+    assert arrivals_until(transport, Delivery)
+    lines = [asked.line for _, asked, _ in post.asked]
+    assert lines[0] == lines[1] < lines[2] == lines[3]
+
+
+def test_order_travels_with_the_versions_that_its_site_lacks(
+    transport_over: Callable[[Any], FlowerTransport],
+) -> None:
+    answers: list[Any] = [("a", [joining()]), ("a", [update("gaya")])]
+    post = ScriptedPost({7: "gaya"}, {7: answers})
+    transport = transport_over(post)
+    arrivals_until(transport, Joined)
+    step = np.ones(LAYOUT.size, np.float32)
+    transport.publish(Release(1, LAYOUT.digest, -step, step))
+    transport.send_order(order("gaya"))
+    arrivals_until(transport, Delivery)
+    kinds = [unpack_message(message)[0] for message in post.asked[1][2]]
+    assert kinds == ["snapshot", "order"]  # it said to hold other bits than version 0 has
+    assert transport.bytes_down("gaya") == sum(map(len, post.asked[1][2]))
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 50, pack("told", Told(), [b"x"])[:-1]])
+def test_answer_that_is_none_is_malformed(
+    transport_over: Callable[[Any], FlowerTransport], data: bytes
+) -> None:
+    post = ScriptedPost({7: "gaya"}, {7: [("a", [joining()]), data]})
+    transport = transport_over(post)
+    arrivals_until(transport, Joined)
+    transport.send_order(order("gaya"))
+    assert [type(one) for one in arrivals_until(transport, Left)] == [Malformed, Left]
+
+
+def test_node_that_ends_again_and_again_fails(
+    transport_over: Callable[[Any], FlowerTransport],
+) -> None:
+    lost = pack("told", Told(lost="the node ended at once with exit code 1"))
+    post = ScriptedPost({7: "gaya"}, {7: [lost] * 20})
+    (failed,) = arrivals_until(transport_over(post), Failed)
+    assert "6 times without an update" in failed.problem
+    assert "exit code 1" in failed.hint
+
+
+# A node's link
+
+
+def ask(link: FlowerLink, line: int, hold_seconds: float = 0.0) -> tuple[Told, list[bytes]]:
+    asked = Asked(run="run", line=line, life=link.life, hold_seconds=hold_seconds)
+    return read_told(link.exchange(asked, []))
+
+
+def test_what_a_node_said_on_an_older_line_is_dropped_and_the_older_line_hears_nothing() -> None:
+    link = FlowerLink()
+    link._say(b"before")
+    assert ask(link, 5)[1] == []  # whoever was to hear it may not have
+    link._say(b"now")
+    told, said = ask(link, 4)
+    assert (told.line, said) == (5, [])
+    assert ask(link, 5)[1] == [b"now"]
+    assert ask(link, 5)[1] == []
+
+
+# A site
+
+
+def settings_for(folder: Path) -> dict[str, Any]:
+    return {"site": "gaya", "data": str(folder), "state": str(folder / "state")}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"site": "Gaya!"}, "is no name"),
+        ({"data": None}, "has no data"),
+        ({"state": "here"}, "absolute"),
+    ],
+)
+def test_node_config_that_is_wrong_says_what_to_change(
+    change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    settings = {**settings_for(tmp_path), **change}
+    with pytest.raises(SiteError) as caught:
+        site_folder({key: value for key, value in settings.items() if value is not None})
+    assert words in str(caught.value)
+
+
+def test_node_without_a_site_takes_no_part() -> None:
+    kit = Kit(run="run", plan={}, origin="none")
+    kind, body, _ = unpack_message(answer(pack("hello", Hello(kit=kit)), {"partition-id": 1}))
+    assert (kind, body) == ("greeting", {})
+
+
+def test_state_folder_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SiteError, match="shorter state folder"):
+        socket_path(tmp_path / ("x" * 90))
+
+
+@pytest.mark.parametrize("run", ["../other", "a/b", "", "A"])
+def test_run_that_is_no_name_of_a_folder_is_refused(run: str, tmp_path: Path) -> None:
+    facts = {"run": run, "line": 1, "hold_seconds": 0.0}
+    with pytest.raises(TransportError, match="not a message of ours"):
+        answer(pack_message("asked", facts), settings_for(tmp_path))
+
+
+def test_base_arrives_in_pieces_and_an_interrupted_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flower_greeter, "PIECES_BYTES", 1000)
+    base, files = tmp_path / "base", []
+    for name, size in (("config.json", 300), ("empty.txt", 0), ("model.safetensors", 4100)):
+        content = np.random.default_rng(size).bytes(size)
+        write_file(base / name, content)
+        files.append(BaseFile(name=name, size=size, sha256=hashlib.sha256(content).hexdigest()))
+    plan = json.loads(JOB.plan.model_dump_json())
+    kit = Kit(run="run", plan=plan, files=tuple(files))
+    settings = settings_for(tmp_path)
+    sent: list[int] = []
+
+    class CountedPost(LoopbackPost):
+        def send(self, node: int, data: bytes, ttl_seconds: float) -> str:
+            sent.append(node)
+            return super().send(node, data, ttl_seconds)
+
+    greeter = Greeter(CountedPost({7: settings}), kit, base, 5.0)
+    with pytest.raises(flower_greeter.LineLost):
+        greeter.greet(7, lambda: len(sent) < 4)
+    greeting = greeter.greet(7, lambda: True)
+    assert greeting.site == "gaya"
+    assert sum(greeting.have.values()) > 0, "it began from nothing again"
+    folder = site_folder(settings)
+    assert folder is not None
+    assert not folder.missing(kit)
+    assert not list(folder.base_folder(kit).glob(".*"))
+    assert not greeter.greet(7, lambda: True).have
+
+
+def test_altered_piece_is_not_kept(tmp_path: Path) -> None:
+    file = BaseFile(name="model.safetensors", size=3, sha256=hashlib.sha256(b"abc").hexdigest())
+    kit = Kit(run="run", plan=json.loads(JOB.plan.model_dump_json()), files=(file,))
+    settings = settings_for(tmp_path)
+    answer(pack("hello", Hello(kit=kit)), settings)
+    pieces = Pieces(run="run", parts=(Part(file=file.name),), sizes=(3,))
+    with pytest.raises(Exception, match="altered"):
+        answer(pack("pieces", pieces, [b"abd"]), settings)
+    folder = site_folder(settings)
+    assert folder is not None
+    assert [one.name for one in folder.missing(kit)] == [file.name]
+
+
+# The app
+
+
+def test_app_holds_the_whole_plan_and_belongs_to_one_run(tmp_path: Path) -> None:
+    import tomllib
+
+    run = write_app(JOB.plan, tmp_path / "app", tmp_path / "runs")
+    tables = tomllib.loads((tmp_path / "app" / "pyproject.toml").read_text())
+    config = tables["tool"]["flwr"]["app"]["config"]
+    assert plan_from_tables(json.loads(config["plan"])) == JOB.plan
+    assert (config["run"], config["runs"]) == (run, str(tmp_path / "runs"))
+    assert [path.name for path in (tmp_path / "app").iterdir()] == ["pyproject.toml"]
+    with pytest.raises(RunError, match="holds an app already"):
+        write_app(JOB.plan, tmp_path / "app", tmp_path / "runs")
