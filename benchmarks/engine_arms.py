@@ -7,7 +7,6 @@ sites' interfaces meanwhile, and the versions are judged after the run, all alik
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
@@ -20,11 +19,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from links import REPOSITORY, Counted, Links, end, free_port, start
 
 import boli
 from boli.errors import CorruptFileError
@@ -34,6 +33,7 @@ from boli.preparation import prepare_base
 from boli.rounds.checkpoint import CheckpointStore
 from boli.rounds.update import Order
 from boli.site.work import open_work
+from links import REPOSITORY, Counted, Links, end, free_port, start
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
@@ -57,6 +57,7 @@ class Watched:
     versions: dict[int, tuple[float, Any]] = field(default_factory=dict)  # time, vector
     began: float = 0.0  # Unix time of the first order
     work: dict[int, float] = field(default_factory=dict)  # of the slowest site, by version made
+    updates: dict[str, list[UpdateAccepted]] = field(default_factory=dict)  # by site
 
     @contextlib.contextmanager
     def counting(self, also: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -116,16 +117,7 @@ def over_nats(plan_path: Path, settings: list[str], plan: Plan, base: str, links
             invite = [*BOLI, "invite", site.name, "--folder", place, "--address", address]
             out = folder / f"{site.name}.boli"
             assert start([*invite, "--out", out], folder / "invite.log").wait() == 0
-        checkpoints: dict[int, Any] = watched.versions
-
-        def keep_version() -> None:
-            for path in runs.glob("*/checkpoints"):
-                with contextlib.suppress(CorruptFileError, OSError):
-                    found = CheckpointStore(path).load()
-                    if found is not None:
-                        checkpoints.setdefault(found[0].version, (0.0, found[0].theta.copy()))
-
-        with watched.counting(keep_version):
+        with watched.counting(partial(keep_version, runs, watched.versions)):
             coordinator = start(words, folder / "coordinator.log")
             stack.callback(end, coordinator)
             for site in plan.site:
@@ -164,11 +156,12 @@ def read_facts(watched: Watched, journal: Path) -> None:
             case UpdateAccepted() as fact:
                 made = fact.base_version + 1
                 work[made] = max(work[made], fact.work_seconds)
+                watched.updates.setdefault(fact.site, []).append(fact)
             case RoundStepped() as fact:
                 _, theta = watched.versions[fact.version]
                 watched.versions[fact.version] = entry.time, theta
     watched.work = {key: work[key] for key in watched.versions if key}
-    when, theta = watched.versions[0]
+    _, theta = watched.versions[0]
     watched.versions[0] = watched.began, theta
 
 
@@ -190,7 +183,9 @@ def fedavg(
             config = f'plan="{folder / "plan.json"}" base="{base}" versions="{versions}"'
             app = folder / "app"
             shutil.copytree(HERE / "flower_fedavg", app)
-            flower_run(folder, app, ["-c", config], plan, links, stack, versions)
+            last = versions / f"{plan.rounds.total}.npy"
+            flower_run(folder, app, ["-c", config], plan, links, stack, last.exists)
+            time.sleep(1.0)  # so that its line is there too
         lines = (versions / "versions.jsonl").read_text().splitlines()
         for line in map(json.loads, lines):
             theta = np.load(versions / f"{line['version']}.npy")
@@ -200,6 +195,42 @@ def fedavg(
     return watched
 
 
+def over_flower(
+    plan_path: Path, settings: list[str], plan: Plan, base: str, links: Links
+) -> Watched:
+    """Run a plan inside a Flower federation; all sites have the base already."""
+    watched = Watched(links)
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        runs = folder / "runs"
+        words: list[Any] = [*BOLI, "flower", plan_path, folder / "app", "--runs", runs]
+        for setting in settings:
+            words += ["--set", setting]
+        assert start(words, folder / "app.log").wait() == 0
+
+        def is_over() -> bool:
+            return any(runs.glob("*/report.html"))
+
+        nodes = {}
+        for site in plan.site:
+            state = folder / site.name
+            nodes[site.name] = f' data="{plan.corpus.root}" state="{state}" base="{base}"'
+        with watched.counting(partial(keep_version, runs, watched.versions)):
+            flower_run(folder, folder / "app", [], plan, links, stack, is_over, nodes)
+        (journal,) = runs.glob("*/journal.jsonl")
+        read_facts(watched, journal)
+    return watched
+
+
+def keep_version(runs: Path, versions: dict[int, tuple[float, Any]]) -> None:
+    """Keep what the last checkpoint of the one run below a folder holds."""
+    for path in runs.glob("*/checkpoints"):
+        with contextlib.suppress(CorruptFileError, OSError):
+            found = CheckpointStore(path).load()
+            if found is not None:
+                versions.setdefault(found[0].version, (0.0, found[0].theta.copy()))
+
+
 def flower_run(
     folder: Path,
     app: Path,
@@ -207,10 +238,10 @@ def flower_run(
     plan: Plan,
     links: Links,
     stack: contextlib.ExitStack,
-    out: Path,
-    nodes: Mapping[str, str] | None = None,
+    is_over: Callable[[], bool],
+    nodes: Mapping[str, str] | None = None,  # more of each site's node-config
 ) -> None:
-    """Bring up a federation, submit an app and wait until its last version is there."""
+    """Bring up a federation, submit an app and wait until it is over."""
     port = free_port()
     environment = {**FLOWER, "FLWR_HOME": str(folder / "flwr"), "OMP_WAIT_POLICY": "PASSIVE"}
     (folder / "flwr").mkdir()
@@ -218,8 +249,8 @@ def flower_run(
         f'[superlink]\ndefault = "here"\n\n[superlink.here]\n'
         f'address = "127.0.0.1:{port}"\ninsecure = true\n'
     )
-    words = [BIN / "flower-superlink", "--insecure", "--host", "0.0.0.0", "--port", port]
-    words += ["--disable-runtime-dependency-installation"]
+    words: list[Any] = [BIN / "flower-superlink", "--insecure", "--host", "0.0.0.0"]
+    words += ["--port", port, "--disable-runtime-dependency-installation"]
     log = folder / "superlink.log"
     stack.callback(end, start(words, log, env=environment, cwd=folder))
     deadline = time.monotonic() + 60
@@ -235,15 +266,13 @@ def flower_run(
         )
         stack.callback(end, node)
     words = [BIN / "flwr", "run", app, "here", *options]
-    submit = start(words, folder / "run.log", env=environment, cwd=folder)
-    wait_for(submit, folder)
-    last, deadline = out / f"{plan.rounds.total}.npy", time.monotonic() + LONGEST_SECONDS
-    while not last.exists():
-        if time.monotonic() > deadline or "FAILED" in (folder / "superlink.log").read_text():
-            logs = [path.read_text(errors="replace")[-3000:] for path in folder.glob("*.log")]
+    wait_for(start(words, folder / "run.log", env=environment, cwd=folder), folder)
+    deadline = time.monotonic() + LONGEST_SECONDS
+    while not is_over():
+        if time.monotonic() > deadline or "FAILED" in log.read_text():
+            logs = [path.read_text(errors="replace")[-3000:] for path in folder.rglob("*.log")]
             raise RuntimeError("\n".join(logs))
         time.sleep(0.5)
-    time.sleep(1.0)  # so that its line is there too
 
 
 def judge_of(plan: Plan, base: str) -> Callable[[Any], float]:
@@ -264,6 +293,7 @@ def judge_of(plan: Plan, base: str) -> Callable[[Any], float]:
 ALL = {"engine.threads_per_site": 1, "evaluation.every_rounds": 1000}
 ARMS: dict[str, tuple[str, Settings, Callable[..., Watched]]] = {
     "nats": ("thin.toml", {}, over_nats),
+    "flower": ("thin.toml", {}, over_flower),
     # As thin_wire.py tuned its arm `fedavg`.
     "flower fedavg": (
         "real.toml",
@@ -305,10 +335,35 @@ def measure(arm: str, preset: str, data: Path, more: Settings) -> Figures:
     }
 
 
-def why_not(arm: str) -> str:
-    """Say why an arm cannot be measured; empty where it can."""
-    if arm == "flower" and importlib.util.find_spec("boli.engine.flower") is None:
-        return "boli.engine.flower is not there"
-    if arm.startswith("flower") and importlib.util.find_spec("flwr") is None:
-        return "Flower is not installed"
-    return ""
+# Shorter orders, so that a slow site's update is not late; one site is about 4 times slower.
+UNLIKE: Settings = {
+    "rounds.mode": "asynchronous",
+    "rounds.buffer_size": 3,
+    "rounds.max_staleness": 10,
+    "rounds.local_steps": 60,
+    "rounds.total": 20,
+    "site.gaya.slowdown": 2.5,  # on top of what two cores for three sites do
+}
+
+
+def utilization(preset: str, data: Path, more: Settings) -> Figures:
+    """Return the share of its time that each site of unlike speed trained, asynchronously."""
+    path = REPOSITORY / "plans" / "thin.toml"
+    values = {**ALL, **UNLIKE, **more, "corpus.root": str(data)}
+    settings = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    plan = boli.load_plan(path, settings)
+    base = prepare_base(plan)
+    with Links(preset, tuple(site.name for site in plan.site)).up() as links:
+        watched = over_nats(path, settings, plan, base, links)
+    found: Figures = {}
+    for site, facts in watched.updates.items():
+        worked = sum(fact.train_seconds + fact.evaluate_seconds for fact in facts)
+        # From its first order on: between two orders it is idle, and so it is on the line's time.
+        lasted = sum(fact.work_seconds + fact.idle_seconds for fact in facts)
+        tokens = sum(fact.tokens for fact in facts)
+        found[site] = {
+            "updates": len(facts),
+            "trained_percent": round(100 * worked / lasted, 2),
+            "tokens_per_second": round(tokens / worked),
+        }
+    return found

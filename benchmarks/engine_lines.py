@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from links import LOOPBACK, PRESETS, Links, end, free_port
 from numpy.typing import NDArray
 
 from boli.durable import Generations
@@ -31,9 +30,10 @@ from boli.rounds.transport import Delivery, Joined, NodeLink
 from boli.rounds.update import Order, Release, UpdateHeader, Verdict
 from boli.site.kit import Kit, SiteFolder
 from boli.site.node import Done, Node
+from links import LOOPBACK, PRESETS, Links, end, free_port
 
 SITES = ("bhojpur", "gaya", "raipur")
-SMALL, LARGE = 64, 1_000_000  # entries of the adapter: 256 bytes, and 4 MB
+SMALL = 64  # entries of the adapter: 256 bytes
 Figures = dict[str, Any]
 
 
@@ -62,7 +62,7 @@ class BareWork:
     """Has its answer ready."""
 
     rank = None
-    num_lines: Mapping[str, Mapping[str, int]] = {"bho": {"train": 1}}  # noqa: RUF012
+    num_lines: Mapping[str, Mapping[str, int]] = {"bho": {"train": 1}}
 
     def __init__(self, entries: int) -> None:
         self.layout = self.full_layout = layout_of(entries)
@@ -151,16 +151,14 @@ def federation(links: Links, entries: int = SMALL, version: int = 0) -> Iterator
         server.write_settings()
         server.start()
         stack.callback(server.stop)
-        guests = server.identities.guests()
         transport = NatsTransport(
             server.identities.access(server.address),
             Kit(run="bare", plan={}),
             watcher=server.identities.access(server.address, "system"),
-            public_keys=lambda: {guest.public: site for site, guest in guests.items()},
         )
         stack.enter_context(contextlib.closing(transport))
         theta = noise(entries, 2) if version else np.zeros(entries, np.float32)
-        views = {site: (None, ((0, entries),)) for site in links.sites}
+        views = dict.fromkeys(links.sites, (None, ((0, entries),)))
         transport.start(views, Release(version, layout.digest, theta))
         for site in links.sites:
             words = [sys.executable, __file__, folder, site, entries]
@@ -212,11 +210,11 @@ def idle(preset: str, seconds: float = 310.0) -> Figures:
     }
 
 
-def large(preset: str) -> Figures:
-    """Send 4 MB down as a snapshot, and 4 MB up as an update."""
-    site, payload = SITES[0], 4 * LARGE
+def large(preset: str, entries: int) -> Figures:
+    """Send an adapter down as a snapshot, and its update up, both dense in float32."""
+    site, payload = SITES[0], 4 * entries
     limits = PRESETS[preset]
-    with Links(preset, (site,)).up() as links, federation(links, LARGE, version=1) as found:
+    with Links(preset, (site,)).up() as links, federation(links, entries, version=1) as found:
         start = links.counted()[site]
         found.wait_for_sites()
         joined = time.monotonic()

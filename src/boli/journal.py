@@ -132,6 +132,17 @@ class SiteBenched(Event):
 
 
 @dataclass(frozen=True)
+class AttemptsRefused(Event):
+    """What is not told one by one: strangers at the door, and a site that is refused too often."""
+
+    kind: str  # how the server says it, or the event that is not told
+    site: str  # whose key it was, or is; empty: nobody's
+    count: int  # at least
+    seconds: float  # in which they came
+    detail: str  # of the last one
+
+
+@dataclass(frozen=True)
 class RunInterrupted(Event):
     version: int
 

@@ -23,6 +23,7 @@ from quadratic import Job, read_job, truly, write_job
 from boli.durable import Generations
 from boli.engine.identities import Address, Identities, Invitation, write_invitation
 from boli.engine.nats import NatsTransport
+from boli.engine.nats_log import ServerLog
 from boli.engine.nats_node import Agent
 from boli.engine.nats_server import Server
 from boli.rounds.transport import NodeLink
@@ -59,6 +60,7 @@ class OverNats:
     transport: NatsTransport | None = None
     server: Server | None = None
     slowness: float = 1.0
+    off: set[str] = field(default_factory=set)  # not to be started again now
     _agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _guard: threading.Thread | None = None
     _over: threading.Event = field(default_factory=threading.Event)
@@ -71,12 +73,11 @@ class OverNats:
         if self.server is None:
             self._bring_up()
         assert self.server is not None
-        guests = self.identities.guests()
         self.transport = NatsTransport(
             self.identities.access(self.server.address),
             Kit(run="run", plan={}),
             watcher=self.identities.access(self.server.address, "system"),
-            public_keys=lambda: {guest.public: name for name, guest in guests.items()},
+            refused=ServerLog(self.folder / "coordinator/server.log", self.identities.owners).read,
         )
         return self.transport
 
@@ -96,7 +97,7 @@ class OverNats:
         while not self._over.wait(0.05):
             for site in self.job.ranks:
                 agent = self._agents.get(site)
-                if agent is None or agent.poll() is not None:
+                if site not in self.off and (agent is None or agent.poll() is not None):
                     with (self.folder / f"{site}.log").open("ab") as log:
                         self._agents[site] = subprocess.Popen(
                             [sys.executable, __file__, str(self.folder), site],

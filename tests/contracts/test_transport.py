@@ -1,13 +1,15 @@
 """What every engine promises to the loop and to the nodes, over each engine that there is.
 
 The same tests run over the scripted fake, over the fake on a rough line, over real
-processes of the local engine, and over the Flower engine: with its nodes' processes
-but without Flower, and, slow, inside a real federation. A new engine joins by one
-class and one line.
+processes of the local engine, over a NATS server with an agent's process for each
+site, and over the Flower engine: with its nodes' processes but without Flower, and,
+slow, inside a real federation. A new engine joins by one class and one line.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
 import os
 import shutil
@@ -239,36 +241,32 @@ class OverFlower(OverPost):
         return post
 
 
-FEDERATIONS: list[tuple[Federation, Path]] = []
+@functools.cache
+def _federation() -> tuple[Federation, Path]:
+    """Start a SuperLink, three SuperNodes and a ServerApp that lends its Grid; once a session."""
+    home = Path(tempfile.mkdtemp(prefix="boli-"))
+    federation = Federation(home, (Path(__file__).parent,))
+    # Not a fixture's: modules that import this one have no part in its fixtures.
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    atexit.register(federation.close)
+    federation.start_superlink()
+    for site in SITES:
+        places = {"site": site, "data": home, "state": home / site}
+        federation.start_supernode(f"supernode-{site}", places)
+    apps = {name: f"flower_agent:{name}" for name in ("server_app", "client_app")}
+    write_app(PAIR.plan, home / "app", home / "post", Pace(), *apps.values())
+    federation.submit(home / "app")
+    return federation, home
 
 
 def real_federation() -> tuple[Path, Post]:
-    """Start a SuperLink, three SuperNodes and a ServerApp that lends its Grid; once a session."""
-    if not FEDERATIONS:  # it ends with the session
-        home = Path(tempfile.mkdtemp(prefix="boli-"))
-        federation = Federation(home, (Path(__file__).parent,))
-        FEDERATIONS.append((federation, home))
-        federation.start_superlink()
-        for site in SITES:
-            places = {"site": site, "data": home, "state": home / site}
-            federation.start_supernode(f"supernode-{site}", places)
-        apps = {name: f"flower_agent:{name}" for name in ("server_app", "client_app")}
-        write_app(PAIR.plan, home / "app", home / "post", Pace(), *apps.values())
-        federation.submit(home / "app")
-    federation, home = FEDERATIONS[0]
+    """Return the folder and the Grid of a real federation."""
+    federation, home = _federation()
     deadline = time.monotonic() + 60
     while not (home / "post").exists():
         assert time.monotonic() < deadline, federation.log("superlink")
         time.sleep(0.1)
     return home, RemotePost(home / "post")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _end_federations() -> Iterator[None]:
-    yield
-    for federation, home in FEDERATIONS:
-        federation.close()
-        shutil.rmtree(home, ignore_errors=True)
 
 
 ENGINES: dict[str, Callable[[Job, Path], Engine]] = {

@@ -27,6 +27,7 @@ from quadratic import Job, read_job, synchronous_reference, write_job
 
 from boli.engine.identities import Address, Identities, write_invitation
 from boli.engine.nats import NatsTransport
+from boli.engine.nats_log import ServerLog
 from boli.engine.nats_server import Server
 from boli.journal import Event, Journal, read_journal
 from boli.rounds.checkpoint import CheckpointStore
@@ -54,13 +55,12 @@ def coordinate(folder: Path, port: int) -> None:
     server.write_settings()
     server.start()
     identities = Identities(folder / "coordinator")
-    guests = identities.guests()
     transport = NatsTransport(
         identities.access(server.address),
         Kit(run="run", plan={}),
         versions=folder / "versions",
         watcher=identities.access(server.address, "system"),
-        public_keys=lambda: {guest.public: name for name, guest in guests.items()},
+        refused=ServerLog(folder / "coordinator/server.log", identities.owners).read,
     )
     checkpoints, journal = (
         CheckpointStore(folder / "checkpoints"),

@@ -23,6 +23,7 @@ from boli.codec.sparse import SparseCodec
 from boli.codec.support import Support
 from boli.durable import read_tensors, write_tensors
 from boli.journal import (
+    AttemptsRefused,
     Evaluated,
     Event,
     Journal,
@@ -91,6 +92,7 @@ EVENTS: list[Event] = [
     RoundStepped(1, 1, 20480, 0.1, 5.5),
     SiteLeft("gaya", "signal 9"),
     SiteBenched("gaya", "3 updates in a row were refused"),
+    AttemptsRefused("no key", "", 12, 60.0, "10.0.0.9:40000: authentication error"),
     RunInterrupted(1),
     RunFailed("cannot write runs/first-1/checkpoints: No space left on device"),
     RunResumed(1, ["000000002.safetensors"], 7),

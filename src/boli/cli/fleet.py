@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,6 +58,26 @@ def register(app: typer.Typer) -> None:
         app.command(name, epilog=f"Example: {example}", short_help=brief)(command)
 
 
+def require_nats() -> None:
+    """Make sure that the libraries are there that reach other machines.
+
+    Raises:
+        TransportError: the extra is not installed.
+    """
+    lacking = [name for name in ("nats", "nkeys", "cryptography") if find_spec(name) is None]
+    if lacking:
+        raise TransportError(
+            f"{' and '.join(lacking)} not installed: sites elsewhere are reached over NATS",
+            'pip install "boli[nats]"',
+        )
+
+
+def state_of(site: str) -> Path:
+    """Return where a site's state lies by default."""
+    home = Path(os.environ.get("BOLI_HOME") or Path.home() / ".boli")
+    return home / "sites" / site
+
+
 def coordinator(
     plan: Annotated[Path, typer.Argument(help="The plan, a TOML file.")],
     listen: Annotated[
@@ -83,6 +104,7 @@ def coordinator(
 
     It starts a NATS server of its own. Sites need an invitation: boli invite.
     """
+    require_nats()
     from boli.cli.main import finish_or_tell
     from boli.engine.coordinator import Coordinator
     from boli.engine.identities import Address
@@ -142,6 +164,7 @@ def invite(
     folder: Folder = COORDINATOR,
 ) -> None:
     """Write the one file with which a site comes in; an older one of the same site ends."""
+    require_nats()
     import re
 
     from boli.engine.identities import Address, Identities, write_invitation
@@ -159,13 +182,14 @@ def invite(
     print(f"{path} lets {site} in at {reached}; give it to that site's people only")
     print(f"there: boli join {path.name} --data FOLDER-WITH-TEXT")
     if not running:
-        print("the coordinator does not run here yet: boli coordinator PLAN --listen HOST:PORT")
+        print("its server does not run yet; it comes up with boli coordinator PLAN")
 
 
 def revoke(
     site: Annotated[str, typer.Argument(help="The site's name.")], folder: Folder = COORDINATOR
 ) -> None:
     """End a site's key: its connection ends at once, and it does not come in again."""
+    require_nats()
     from boli.engine.identities import Identities
     from boli.engine.nats_server import readmit
 
@@ -193,11 +217,11 @@ def join(
 
     It dials out only. Text stays here; Ctrl-C stops it, and nothing is lost.
     """
+    require_nats()
     from boli.engine.identities import Invitation
 
     found = Invitation.read(invitation)
-    home = Path(os.environ.get("BOLI_HOME") or Path.home() / ".boli")
-    place = (state or home / "sites" / found.site).resolve()
+    place = (state or state_of(found.site)).resolve()
     if not data.is_dir():
         raise RunError(f"{data} is not a folder", "give the folder with the site's text: --data")
     if systemd:

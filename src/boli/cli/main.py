@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import typer.core
 
 import boli
 from boli.cli import fleet, flower
+from boli.cli.doctor import doctor
 from boli.errors import BoliError, CorpusError, RunError
 
 if TYPE_CHECKING:
     from boli.run import Engine
 
 INTERRUPTED = 130
+
+# Our help is plain text. Where rich is installed, typer escapes its brackets for rich all the same.
+typer.core.HAS_RICH = False
 
 app = typer.Typer(
     name="boli",
@@ -188,6 +193,10 @@ def list_runs(runs: RunsFolder = Path("runs")) -> None:
 
 
 fleet.register(app)
+app.command(
+    epilog="Example: boli doctor bhojpur.boli --data /srv/text",
+    short_help="At a site: look at all that it needs, and say what to do.",
+)(doctor)
 flower.register(app)
 
 
@@ -195,6 +204,8 @@ def main() -> None:
     """Run the command line; a BoliError becomes its message and its exit code."""
     # It warns of missing kernels wherever it is installed, also when nothing is quantized.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # It warns of a return value inside its own TLS streams whenever a server closes a connection.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     try:
         app()
     except BoliError as error:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from boli.engine.identities import Address, Identities
+from boli.engine.nats_log import ServerLog
 from boli.engine.nats_server import Server
-from boli.rounds.transport import Transport
+from boli.rounds.transport import Refused, Transport
 from boli.site.kit import kit_of
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ class Coordinator:
             if self.connect is None:
                 server.stop()
 
+    def _refused(self, identities: Identities) -> Callable[[], Sequence[Refused]]:
+        """Return what tells what the server refused; one that runs elsewhere keeps its log."""
+        if self.connect is not None:
+            return tuple
+        return ServerLog(self.folder / "server.log", identities.owners).read
+
     def _open(
         self, run: str, plan: Plan, base: str, versions: Path | None, address: Address
     ) -> NatsTransport:
@@ -72,5 +79,5 @@ class Coordinator:
             Path(base) if kit.files else None,
             versions,
             identities.access(address, "system"),
-            lambda: {guest.public: name for name, guest in identities.guests().items()},
+            self._refused(identities),
         )

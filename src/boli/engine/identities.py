@@ -1,9 +1,7 @@
 """Who may come in: the coordinator's own keys and certificates, and one key for each site.
 
 Everything is made on first use, in one folder. The names of sites and their public
-keys are kept; a site's seed is in the invitation alone. Certificates are valid from
-2000 to 2120, because a site's clock may be off by years; an authority of our own,
-which the invitation carries, is what they are checked against.
+keys are kept; a site's seed is in the invitation alone.
 """
 
 from __future__ import annotations
@@ -15,18 +13,19 @@ import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from boli.durable import locked, write_file
+from boli.engine.certificates import make_certificates, write_secret
 from boli.errors import TransportError
 from boli.plan import NAME
 
 SERVER_NAME = "boli"  # in the certificate, wherever the server is
-VALID_FROM, VALID_UNTIL = datetime(2000, 1, 1, tzinfo=UTC), datetime(2120, 1, 1, tzinfo=UTC)
 PORT = 4222
+HELLO = "boli.hello"  # what the coordinator says to all
+FORMER_KEPT = 20  # keys of a site
 
 
 @dataclass(frozen=True)
@@ -120,17 +119,42 @@ class Guest(BaseModel):
     public: str = ""  # key; empty: revoked
     invited: float  # Unix seconds
     revoked: float = 0.0
+    former: tuple[str, ...] = ()  # keys that let nobody in any more
+
+    def without_key(self) -> Guest:
+        """Return the site without the key that it has."""
+        former = (*self.former, self.public) if self.public else self.former
+        return self.model_copy(update={"public": "", "former": former[-FORMER_KEPT:]})
+
+
+def asks(site: str) -> tuple[str, ...]:
+    """Return the subjects on which the server itself answers a site."""
+    return (f"boli.up.{site}", f"$JS.ACK.{down_stream(site)}.>")
+
+
+def tells(site: str) -> tuple[str, ...]:
+    """Return the subjects on which the coordinator hears a site."""
+    return tuple(f"boli.{what}.{site}" for what in ("join", "live", "fetch"))
+
+
+def hears(site: str) -> tuple[str, ...]:
+    """Return the subjects that are a site's own to read."""
+    return (f"boli.deliver.{site}", f"{inbox_of(site)}.>")
 
 
 def may_publish(site: str) -> tuple[str, ...]:
-    """Return the subjects that a site may write to: its own, and its own acknowledgements."""
-    own = tuple(f"boli.{what}.{site}" for what in ("up", "join", "live", "fetch"))
-    return (*own, f"$JS.ACK.{down_stream(site)}.>")
+    """Return the subjects that a site may write to."""
+    return (*tells(site), *asks(site))
 
 
 def may_subscribe(site: str) -> tuple[str, ...]:
     """Return the subjects that a site may read."""
-    return (f"boli.deliver.{site}", "boli.hello", f"{inbox_of(site)}.>")
+    return (*hears(site), HELLO)
+
+
+def room_of(site: str) -> str:
+    """Return the server's account for a site alone."""
+    return f"SITE_{site}"
 
 
 def inbox_of(site: str) -> str:
@@ -180,9 +204,9 @@ class Identities:
         with locked(self.folder / "keys", "the key folder", 10.0):
             for who in ("coordinator", "system"):
                 if not (self.folder / "keys" / who).exists():
-                    _write_secret(self.folder / "keys" / who, new_seed().encode())
+                    write_secret(self.folder / "keys" / who, new_seed().encode())
             if not self.certificate.exists():
-                _make_certificates(self.folder / "tls")
+                make_certificates(self.folder / "tls", SERVER_NAME)
 
     def guests(self) -> dict[str, Guest]:
         """Return the sites that were ever invited."""
@@ -190,6 +214,15 @@ class Identities:
         if not path.exists():
             return {}
         return {name: Guest(**found) for name, found in json.loads(path.read_text()).items()}
+
+    def owners(self) -> dict[str, str]:
+        """Return key to site, also of keys that let nobody in any more."""
+        return {
+            key: name
+            for name, guest in self.guests().items()
+            for key in (*guest.former, guest.public)
+            if key
+        }
 
     @contextlib.contextmanager
     def _changed(self) -> Iterator[dict[str, Guest]]:
@@ -208,7 +241,9 @@ class Identities:
         self.make()
         seed = new_seed()
         with self._changed() as guests:
-            guests[site] = Guest(public=public_key(seed), invited=time.time())
+            before = guests.get(site, Guest(invited=0.0)).without_key()
+            news = {"public": public_key(seed), "invited": time.time(), "revoked": 0.0}
+            guests[site] = before.model_copy(update=news)
         return Invitation(
             site=site,
             address=str(address),
@@ -228,7 +263,8 @@ class Identities:
             if site not in guests or not guests[site].public:
                 there = ", ".join(name for name, guest in guests.items() if guest.public)
                 raise TransportError(f"site {site!r} has no key", f"these have: {there or 'none'}")
-            guests[site] = guests[site].model_copy(update={"public": "", "revoked": time.time()})
+            ended = guests[site].without_key()
+            guests[site] = ended.model_copy(update={"revoked": time.time()})
 
     def access(self, address: Address, who: str = "coordinator") -> Access:
         """Return how the coordinator itself comes in."""
@@ -249,70 +285,10 @@ def public_key(seed: str) -> str:
     return str(nkeys.from_seed(bytearray(seed.encode())).public_key.decode())
 
 
-def _write_secret(path: Path, data: bytes) -> None:
-    before = os.umask(0o077)
-    try:
-        write_file(path, data)
-    finally:
-        os.umask(before)
-
-
 def write_invitation(invitation: Invitation, path: Path) -> None:
     """Write the file, for its owner's eyes only.
 
     Raises:
         StorageError: it cannot be written.
     """
-    _write_secret(path, invitation.text().encode())
-
-
-def _make_certificates(folder: Path) -> None:
-    """Make an authority of our own and the server's certificate; the authority's key is let go."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    def named(text: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-    def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-        return key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-
-    def certificate(subject: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(named(subject))
-            .issuer_name(named("boli authority"))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(VALID_FROM)
-            .not_valid_after(VALID_UNTIL)
-        )
-
-    authority, server = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    root = (
-        certificate("boli authority", authority)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(
-            x509.SubjectKeyIdentifier.from_public_key(authority.public_key()), critical=False
-        )
-        .sign(authority, hashes.SHA256())
-    )
-    leaf = (
-        certificate(SERVER_NAME, server)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)]), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()),
-            critical=False,
-        )
-        .sign(authority, hashes.SHA256())
-    )
-    _write_secret(folder / "server.key", pem(server))
-    write_file(folder / "authority.pem", root.public_bytes(serialization.Encoding.PEM))
-    write_file(folder / "server.pem", leaf.public_bytes(serialization.Encoding.PEM))
+    write_secret(path, invitation.text().encode())

@@ -14,7 +14,7 @@ import contextlib
 import json
 import queue
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,10 +25,10 @@ from nats.aio.msg import Msg
 from pydantic import ValidationError
 
 from boli.codec.facts import unpack_facts
-from boli.engine.identities import Access, inbox_of
+from boli.engine.identities import HELLO, Access, inbox_of
 from boli.engine.nats_line import Line
 from boli.engine.nats_sender import Sender
-from boli.engine.nats_streams import create_streams, empty_down, note_comings
+from boli.engine.nats_streams import create_streams, empty_down, note_comings, note_strangers
 from boli.engine.parts import FETCH_BYTES, Assembler, Label
 from boli.engine.wire import FIGURES, Failing, Joining, pack_message, unpack_message
 from boli.errors import CodecError, TransportError
@@ -40,6 +40,7 @@ from boli.rounds.transport import (
     Left,
     Malformed,
     Measurement,
+    Refused,
     Version,
     VersionLog,
 )
@@ -50,6 +51,7 @@ HEADERS_BYTES = 1 << 20  # more than any header needs; a payload comes on top
 START_SECONDS = 60.0
 WAITING_MESSAGES = 100  # of one site and kind, besides updates
 JOIN_SECONDS = 0.5  # between two that a site says it is there
+LOOK_SECONDS = 1.0  # between two looks at what the server refused
 
 
 @dataclass
@@ -84,10 +86,11 @@ class NatsTransport:
         base: Path | None = None,  # folder of the base that sites fetch
         versions: Path | None = None,  # folder that outlives this process
         watcher: Access | None = None,
-        public_keys: Callable[[], Mapping[str, str]] = dict,  # key to site
+        refused: Callable[[], Sequence[Refused]] = tuple,  # by the server, since the last time
     ) -> None:
         self._kit, self._base, self._versions_folder = kit, base, versions
-        self._public_keys = public_keys
+        self._refused, self._looked_at = refused, 0.0
+        self._strangers: queue.SimpleQueue[str] = queue.SimpleQueue()  # addresses
         self._line = Line(access, self._connected)
         self._watcher = None if watcher is None else Line(watcher, self._watch)
         self._seats: dict[str, _Seat] = {}
@@ -117,6 +120,11 @@ class NatsTransport:
                     "look at server.log in the coordinator's folder",
                 )
             time.sleep(0.02)
+        if not self._line.keeps_streams:
+            raise TransportError(
+                "the NATS server runs without JetStream: orders and updates cannot be stored there",
+                "start it with server.conf of the coordinator's folder",
+            )
         if self._watcher is not None:
             self._watcher.open()
 
@@ -176,7 +184,11 @@ class NatsTransport:
 
     def receive(self, timeout_seconds: float) -> list[Arrival]:
         arrivals: list[Arrival] = []
-        deadline = time.monotonic() + timeout_seconds
+        now = time.monotonic()
+        deadline = now + timeout_seconds
+        if now - self._looked_at > LOOK_SECONDS:
+            self._looked_at = now
+            arrivals += [*self._refused(), *self._turned_away()]
         with contextlib.suppress(queue.Empty):
             while True:
                 left = 0.0 if arrivals else deadline - time.monotonic()
@@ -202,7 +214,7 @@ class NatsTransport:
     async def _say(self, word: str) -> None:
         """Tell all sites: hello, the coordinator is there; or stop, the run is over."""
         client = await self._line.ready()
-        await client.publish("boli.hello", json.dumps({word: self._kit.run}).encode())
+        await client.publish(HELLO, json.dumps({word: self._kit.run}).encode())
         await client.flush(5)
 
     # In the line's thread
@@ -260,9 +272,12 @@ class NatsTransport:
                 await self._respond(seat.site, message, self._piece(json.loads(message.data)))
 
     def _piece(self, wanted: Any) -> bytes:
-        """Return the kit, or a piece of one of the base's files."""
+        """Return the kit, a piece of one of the base's files, or so many bytes and the time."""
         if wanted.get("kit"):
             return json.dumps(self._kit.facts()).encode()
+        if "probe" in wanted:
+            padding = "x" * min(max(0, int(wanted["probe"])), FETCH_BYTES)
+            return json.dumps({"time": time.time(), "padding": padding}).encode()
         names = [file.name for file in self._kit.files if file.sha256 == wanted["file"]]
         if self._base is None or not names:
             return b""
@@ -276,25 +291,26 @@ class NatsTransport:
         if client is not None and message.reply.startswith(f"{inbox_of(site)}."):
             await client.publish(message.reply, data)
 
+    def _turned_away(self) -> Iterator[Refused]:
+        """Yield, as one, those who came without shaking hands."""
+        number, address = 0, ""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                address = self._strangers.get_nowait()
+                number += 1
+        if number:
+            yield Refused("no handshake", "", number, address)
+
     async def _watch(self, client: Client) -> None:
-        def seat_of(key: str) -> _Seat | None:
-            return self._seats.get(self._public_keys().get(key, ""))
-
-        def came(key: str, number: int) -> None:
-            seat = seat_of(key)
-            if seat is not None:
-                seat.connections.add(number)
-
-        def went(key: str, number: int, reason: str) -> None:
-            seat = seat_of(key)
-            if seat is not None:
-                seat.connections.discard(number)
-                if not seat.connections:
-                    self._arrived.put(partial(self._take_leave, seat, reason))
+        def went(seat: _Seat, number: int, reason: str) -> None:
+            seat.connections.discard(number)
+            if not seat.connections:
+                self._arrived.put(partial(self._take_leave, seat, reason))
 
         for seat in self._seats.values():
             seat.connections.clear()
-        await note_comings(client, came, went)
+            await note_comings(client, seat.site, seat.connections.add, partial(went, seat))
+        await note_strangers(client, self._strangers.put)
 
     # Back in the coordinator's thread
 

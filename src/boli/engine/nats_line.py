@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
+import os
 import random
 import socket
 import ssl
@@ -75,11 +77,18 @@ class Line:
     def __post_init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.client: Client | None = None  # while connected
-        self.trouble = "not connected yet"  # why there is no connection; empty where there is
+        self.trouble = f"calling {self.access.address}"  # empty while there is a connection
         self.num_connections = 0
+        self.key_refused = False  # when last tried
         self.changed = asyncio.Event()  # the connection came or went
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="nats", daemon=True)
+
+    @property
+    def keeps_streams(self) -> bool:
+        """Whether the server says that JetStream is on; true while there is no connection."""
+        client = self.client
+        return client is None or bool(client._server_info.get("jetstream"))
 
     # From other threads
 
@@ -135,11 +144,12 @@ class Line:
             try:
                 way = found or await self._find_way()
             except KeyRefusedError:
+                self.key_refused = True
                 self._note(f"{self.access.address} refuses the key: it was revoked, or is unknown")
                 await asyncio.sleep(REFUSED_SECONDS * random.uniform(0.7, 1.3))
                 continue
             found = None
-            self.client, self.trouble = way.client, ""
+            self.client, self.trouble, self.key_refused = way.client, "", False
             self.num_connections += 1
             self._wake()
             try:
@@ -224,7 +234,7 @@ class Line:
             await client.connect(
                 servers=[f"tls://{self.access.address}"],
                 name=self.access.name or "coordinator",
-                tls=_trust(self.access.authority),
+                tls=trust(self.access.authority),
                 tls_hostname=SERVER_NAME,
                 tls_handshake_first=True,
                 nkeys_seed_str=self.access.seed,
@@ -256,10 +266,10 @@ class Line:
                 if stands and finding is None:
                     finding = asyncio.ensure_future(self._find_way())
                     since = self.loop.time()
-                elif (
-                    finding is not None and not stands and self.loop.time() - since < SHORT_SECONDS
-                ):
-                    # After a longer stop a new connection is quicker than one that recovers.
+                # After a longer stop a new connection is quicker than one that recovers;
+                # but on a line that always stops, none is better than the one there is.
+                is_short = self.loop.time() - since < SHORT_SECONDS or pulse.loses_much
+                if finding is not None and not stands and is_short:
                     finding.cancel()
                     finding = None
                 if finding is not None and finding.done():
@@ -282,6 +292,9 @@ class _Way:
 
 
 def _reason(error: BaseException) -> str:
+    number = getattr(error, "errno", None)  # asyncio has words of its own for refused connections
+    if isinstance(number, int) and number in errno.errorcode:
+        return os.strerror(number)
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
@@ -297,7 +310,8 @@ async def _abandon(client: Client) -> None:
         await asyncio.wait_for(client.close(), 2.0)
 
 
-def _trust(authority: str) -> ssl.SSLContext:
+def trust(authority: str) -> ssl.SSLContext:
+    """Return what to check the server's certificate with: our own authority, nobody else."""
     context = ssl.create_default_context(cadata=authority)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     return context
@@ -314,6 +328,7 @@ class _Pulse:
         self.way = way
         self._asked: asyncio.Task[None] | None = None
         self._asked_at = self._heard_at = time.monotonic()
+        self.loses_much = False
 
     def stands_still(self) -> bool:
         found, now = tcp_info(self.way.socket), time.monotonic()
@@ -328,6 +343,7 @@ class _Pulse:
         if found is None:
             return self._asked is not None and now - self._asked_at > PING_SECONDS
         limit_retries(self.way.socket, found)
+        self.loses_much = found.loses_much
         # The server's kernel has our question, so that only its word is missing.
         waits = self._asked is not None and not found.unacked
         overdue = waits and now - self._asked_at > 2 * found.patience_seconds

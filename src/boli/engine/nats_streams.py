@@ -18,12 +18,12 @@ from nats.js.api import (
     StreamConfig,
 )
 
-from boli.engine.identities import down_stream, up_stream
-from boli.engine.nats_server import PART_BYTES
+from boli.engine.identities import down_stream, room_of, up_stream
+from boli.engine.nats_settings import PART_BYTES
 
 DUPLICATE_SECONDS = 600.0  # in which the server knows a part again
 KEPT_SECONDS = 30 * 86400.0
-DOWN_PARTS, DOWN_ACK_SECONDS = 32, 120.0  # under way to a site; until they are sent again
+DOWN_PARTS, DOWN_ACK_SECONDS = 64, 120.0  # under way to a site; until they are sent again
 UP_ACK_SECONDS = 600.0
 ROOM_BYTES = 1 << 20  # of a stream, above what its largest messages need
 
@@ -84,19 +84,33 @@ async def empty_down(client: Client, site: str) -> None:
 
 
 async def note_comings(
-    client: Client, came: Callable[[str, int], None], went: Callable[[str, int, str], None]
+    client: Client, site: str, came: Callable[[int], None], went: Callable[[int, str], None]
 ) -> None:
-    """Let the server say which keys come and go: public key, connection, reason."""
+    """Let the server say when a site's connections come and go: number, reason."""
 
     async def note(message: Msg) -> None:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             body = json.loads(message.data)
-            who = body["client"]
-            key, number = str(who.get("nkey") or who.get("user")), int(who["id"])
+            number = int(body["client"]["id"])
             if message.subject.endswith(".CONNECT"):
-                came(key, number)
+                came(number)
             else:
-                went(key, number, str(body.get("reason", "")))
+                went(number, str(body.get("reason", "")))
 
     for event in ("CONNECT", "DISCONNECT"):
-        await client.subscribe(f"$SYS.ACCOUNT.BOLI.{event}", cb=note)
+        await client.subscribe(f"$SYS.ACCOUNT.{room_of(site)}.{event}", cb=note)
+
+
+async def note_strangers(client: Client, went: Callable[[str], None]) -> None:
+    """Let the server say, by its address, who left without having shaken hands.
+
+    The server's log misses those who do not speak TLS at all.
+    """
+
+    async def note(message: Msg) -> None:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            body = json.loads(message.data)
+            if body["reason"].startswith("TLS"):
+                went(str(body["client"].get("host", "")))
+
+    await client.subscribe("$SYS.ACCOUNT.$G.DISCONNECT", cb=note)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from boli.engine.nats_server import PART_BYTES
+from boli.engine.nats_settings import PART_BYTES
 from boli.errors import TransportError
 
 FETCH_BYTES = 32 << 10  # of a file, at a time

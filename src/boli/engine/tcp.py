@@ -14,8 +14,8 @@ from boli.engine.identities import Address
 SILENT_SECONDS = 2.5  # without a word on what was sent, at least, until another line is tried
 LONGEST_RETRY_SECONDS = 3.0  # between the kernel's tries, on a line of ordinary delay
 _CONGESTION, _THIN_LINEAR_TIMEOUTS, _RTO_MAX_MS = 13, 16, 44  # options of Linux, the last of 6.15
-# struct tcp_info of Linux: 8 bytes, then 32-bit counters; times of it in ms, rtt in µs.
-_TCP_INFO = struct.Struct("8B24I")
+# struct tcp_info of Linux: 8 bytes, then counters of 32 and 64 bits; times in ms, rtt in µs.
+_TCP_INFO = struct.Struct("8B24I4Q2I")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,12 @@ class TcpInfo:
     rtt_seconds: float
     rtt_variance_seconds: float
     resent: int  # packets so far
+    sent: int  # packets so far, those sent again as well
+
+    @property
+    def loses_much(self) -> bool:
+        """Whether the line itself loses packets, and not only a cut of it did."""
+        return self.resent > 10 and self.resent > 0.25 * self.sent
 
     @property
     def patience_seconds(self) -> float:
@@ -46,9 +52,10 @@ def tcp_info(opened: socket.socket) -> TcpInfo | None:
     try:
         data = opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
         found = _TCP_INFO.unpack(data)[8:]
+        times = found[12] / 1e3, found[15] / 1e6, found[16] / 1e6
     except (OSError, struct.error):
         return None
-    return TcpInfo(found[4], found[12] / 1e3, found[15] / 1e6, found[16] / 1e6, found[23])
+    return TcpInfo(found[4], *times, found[23], found[28])
 
 
 def moves(opened: list[socket.socket]) -> bool:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
 from boli.codec.facts import pack_facts, unpack_facts
 from boli.errors import CodecError, TransportError
-from boli.rounds.update import Message
+from boli.rounds.update import Count, Message, Short
 
 _LENGTH = struct.Struct("<I")
 if TYPE_CHECKING:
@@ -47,11 +47,14 @@ def unpack_message(data: bytes) -> tuple[str, dict[str, Any], bytes]:
         raise TransportError(f"not a message: {error}") from error
 
 
+NumLines = Annotated[dict[Short, Count], Field(max_length=10)]  # by part; goes into the journal
+
+
 class Joining(Message):
     """A node is there: what it holds."""
 
-    layout: list[tuple[str, list[int], str]]
-    num_lines: dict[str, dict[str, int]]
+    layout: list[tuple[str, list[Count], Short]]
+    num_lines: Annotated[dict[Short, NumLines], Field(max_length=100)]  # by language
     held_version: int = Field(ge=-1)
     held_digest: int
 

@@ -39,6 +39,8 @@ def duration(seconds: float | None) -> str:
     """Return seconds as people say them, in at most two units."""
     if seconds is None:
         return "–"
+    if 0 < seconds < 0.0995:
+        return f"{max(1, round(1000 * seconds))}{SPACE}ms"
     if seconds < 59.5:
         return f"{seconds:.{0 if seconds >= 9.95 else 1}f}{SPACE}s"
     if seconds < 3599.5:

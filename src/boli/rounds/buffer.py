@@ -84,7 +84,7 @@ class BufferedStrategy:
             return state, [], []
         verdicts: list[Verdict] = []
         events: list[Event] = []
-        sums = None if state.partial_sum is None else state.partial_sum.copy()
+        sums: Sums | None = None  # a copy, once there is something to add
         for delivery in deliveries:
             outcome = self._outcome(state, delivery)
             if isinstance(outcome, Rejection):
@@ -92,11 +92,13 @@ class BufferedStrategy:
                 verdicts.append(_verdict(delivery, outcome))
             else:
                 if sums is None and delivery.update.header.local_steps:
-                    sums = np.zeros(state.theta.size, np.int64)
+                    there = state.partial_sum
+                    sums = np.zeros(state.theta.size, np.int64) if there is None else there.copy()
                 state, facts = self._add(state, delivery, outcome, sums)
                 verdicts.append(_verdict(delivery, None))
             events += facts
-        return replace(state, partial_sum=sums), verdicts, events
+        state = state if sums is None else replace(state, partial_sum=sums)
+        return state, verdicts, events
 
     def _outcome(self, state: ServerState, delivery: Delivery) -> Entries | Rejection:
         """Return the entries of a sound update, none where it only judged."""
@@ -122,6 +124,8 @@ class BufferedStrategy:
             return Rejection("duplicate", "")
         if header.sequence in site.refused:
             return Rejection("refused before", "")
+        if site.benched:
+            return Rejection("benched", "it gets no more orders", keep=True)
         order = site.outstanding
         if order is None or header.sequence != order.sequence or header.order != order.order:
             return Rejection("superseded", "not the order that is open", keep=True)
@@ -300,6 +304,8 @@ def _refuse(
     if delivery.site not in state.sites:
         return state, facts
     site = state.sites[delivery.site]
+    if site.benched:
+        return state, facts  # nothing that it sends costs a checkpoint
     if why.reason == "stale":
         # What was judged is true, however late.
         state, told = _take_judgements(state, delivery)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from boli.errors import SiteError
+from boli.errors import LayoutError, SiteError
 from boli.journal import (
     Event,
     Journal,
@@ -25,6 +25,7 @@ from boli.journal import (
 from boli.rounds.buffer import BufferedStrategy
 from boli.rounds.checkpoint import CheckpointStore
 from boli.rounds.journaled import round_stepped
+from boli.rounds.refusals import Refusals
 from boli.rounds.schedule import Schedule
 from boli.rounds.transport import (
     Arrival,
@@ -34,6 +35,7 @@ from boli.rounds.transport import (
     Left,
     Malformed,
     Measurement,
+    Refused,
     Transport,
 )
 from boli.rounds.update import Order, Release, ServerState
@@ -50,7 +52,7 @@ class Rounds:
     schedule: Schedule
     checkpoints: CheckpointStore
     journal: Journal
-    check_site: Callable[[Joined], None]  # raises LayoutError where a site trains other things
+    check_site: Callable[[Joined], None]  # raises LayoutError or SiteError: it trains other things
     observe: Callable[[Measurement], None] = lambda _: None
     should_stop: Callable[[], bool] = lambda: False
     deadline_seconds: float = 0.0  # 0: none
@@ -60,6 +62,7 @@ class Rounds:
     _sent_at: dict[str, float] = field(default_factory=dict)  # by site, of its open order
     _made_at: float | None = None  # when the last version was made, or taken up again
     _bytes_down: dict[str, int] = field(default_factory=dict)  # by site, at its last order
+    _refusals: Refusals = field(default_factory=Refusals)
     _started: float = 0.0
 
     def run(self, state: ServerState) -> ServerState:
@@ -80,11 +83,13 @@ class Rounds:
         while not self.schedule.finished(state) and not self.should_stop():
             arrivals = self.transport.receive(timeout_seconds=0.5)
             state = self._turn(state, arrivals)
+        self._tell_refusals(at_the_end=True)
         return state
 
     def _turn(self, state: ServerState, arrivals: Sequence[Arrival]) -> ServerState:
         """Take in what arrived; make rounds of it; ask for more."""
         before = state
+        arrivals = [self._checked(arrival) for arrival in arrivals]
         joined, deliveries = self._sort(arrivals)
         state = self._welcome(state, joined)
         state = self._time_links(state, deliveries)
@@ -101,15 +106,36 @@ class Rounds:
         state, orders = self.schedule.issue(state)
         state, reopened = self._reopen(state, joined, orders)
         for event in events:
-            self.journal.append(event)
+            self._tell(event)
+        self._tell_refusals()
         if state is not before:
             state = self._save(state)
         for release in releases:
             self.transport.publish(release)
         for verdict in verdicts:
+            if verdict.reason in ("duplicate", "refused before"):  # a lost line, or a replay
+                self._refusals.note(self.clock(), "sent again", verdict.site, 1, verdict.order)
             self.transport.answer(verdict)
         self._send([*reopened, *orders, *shrunk])
         return state
+
+    def _tell(self, event: Event) -> None:
+        """Journal an event, or count it: no site fills the disk by being wrong."""
+        if self._refusals.takes(self.clock(), event):
+            self.journal.append(event)
+
+    def _tell_refusals(self, at_the_end: bool = False) -> None:
+        for event in self._refusals.due(self.clock(), at_the_end):
+            self.journal.append(event)
+
+    def _checked(self, arrival: Arrival) -> Arrival:
+        """Take a site that would train other things for one that cannot do its work."""
+        if isinstance(arrival, Joined):
+            try:
+                self.check_site(arrival)
+            except (LayoutError, SiteError) as error:
+                return Failed(arrival.site, error.problem[:500], error.hint)
+        return arrival
 
     def _save(self, state: ServerState) -> ServerState:
         """Bring the journal and then the state to the disk."""
@@ -123,7 +149,7 @@ class Rounds:
     ) -> ServerState:
         """Count what is no update like one that is refused; bench a site that cannot go on."""
         for arrival in arrivals:
-            if isinstance(arrival, Malformed) and arrival.site in state.sites:
+            if isinstance(arrival, Malformed) and arrival.site in state.active:
                 counted = state.sites[arrival.site].rejections + 1
                 state = state.with_site(arrival.site, outstanding=None, rejections=counted)
             elif isinstance(arrival, Failed) and arrival.site in state.active:
@@ -142,20 +168,19 @@ class Rounds:
                 case Measurement():
                     self.observe(arrival)
                 case Joined():
-                    self.check_site(arrival)
                     lines = {k: dict(v) for k, v in arrival.num_lines.items()}
-                    self.journal.append(SiteJoined(arrival.site, lines, arrival.restarts))
+                    self._tell(SiteJoined(arrival.site, lines, arrival.restarts))
                     joined.append(arrival.site)
                     self._present.add(arrival.site)
                 case Left() | Failed():
                     self._present.discard(arrival.site)
                     self._sent_at.pop(arrival.site, None)
                     reason = arrival.reason if isinstance(arrival, Left) else arrival.problem
-                    self.journal.append(SiteLeft(arrival.site, reason))
+                    self._tell(SiteLeft(arrival.site, reason))
                 case Malformed():
-                    self.journal.append(
-                        UpdateRejected("", arrival.site, "malformed", arrival.detail)
-                    )
+                    self._tell(UpdateRejected("", arrival.site, "malformed", arrival.detail))
+                case Refused(kind, site, count, detail):
+                    self._refusals.note(self.clock(), kind, site, count, detail)
         return joined, deliveries
 
     def _welcome(self, state: ServerState, joined: Sequence[str]) -> ServerState:
@@ -199,7 +224,7 @@ class Rounds:
                 events.append(SiteBenched(name, reason))
         if not state.active and state.version < self.schedule.total:
             for event in events:
-                self.journal.append(event)
+                self._tell(event)
             reasons = "; ".join(f"{name}: {site.benched}" for name, site in state.sites.items())
             raise SiteError(f"no site is left to train: {reasons}", "mend that and resume the run")
         return state
@@ -233,7 +258,9 @@ class Rounds:
             if order.site not in self._present:
                 continue
             self.transport.send_order(order)
-            self._sent_at[order.site] = self.clock()
+            now = self._sent_at[order.site] = self.clock()
+            if self._refusals.is_spent(now, order.site):
+                continue  # one more of very many that come to nothing
             total = self.transport.bytes_down(order.site)
             down = total - self._bytes_down.get(order.site, 0)
             self._bytes_down[order.site] = total

@@ -63,6 +63,16 @@ class Malformed:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """The engine turned away what nobody may do."""
+
+    kind: str  # of few
+    site: str  # whose key it was, or is; empty: nobody's
+    count: int  # at least
+    detail: str  # of the last one
+
+
+@dataclass(frozen=True)
 class Delivery:
     """An update, from the site that the engine knows it to be from."""
 
@@ -78,7 +88,7 @@ class Measurement:
     values: Mapping[str, float]
 
 
-Arrival = Joined | Left | Failed | Malformed | Delivery | Measurement
+Arrival = Joined | Left | Failed | Malformed | Refused | Delivery | Measurement
 
 
 @dataclass(frozen=True)

@@ -649,7 +649,10 @@ def test_size_reads_well(num_bytes: int, text: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.04, "0.0 s"),
+        (0, "0.0 s"),
+        (0.0002, "1 ms"),
+        (0.04, "40 ms"),
+        (0.0997, "0.1 s"),
         (9.97, "10 s"),
         (59.7, "1 min 0 s"),
         (3599.9, "1 h 0 min"),
