@@ -190,10 +190,12 @@ def overhead(preset: str, times: int = 60) -> Figures:
     return figures
 
 
-def idle(preset: str, seconds: float = 310.0) -> Figures:
-    """Count what joined sites cost that are asked for nothing."""
-    with Links(preset, SITES).up() as links, federation(links) as found:
+def idle(preset: str, seconds: float) -> Figures:
+    """Count what sites cost that have sent 100 kB each, and are asked for nothing more."""
+    with Links(preset, SITES).up() as links, federation(links, 25_000) as found:
         found.wait_for_sites()
+        for site in SITES:
+            found.ask(site, local_steps=1)
         time.sleep(15.0)
         before, started = links.counted(), time.monotonic()
         time.sleep(seconds)
