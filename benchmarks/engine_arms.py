@@ -57,7 +57,8 @@ class Watched:
     versions: dict[int, tuple[float, Any]] = field(default_factory=dict)  # time, vector
     began: float = 0.0  # Unix time of the first order
     work: dict[int, float] = field(default_factory=dict)  # of the slowest site, by version made
-    updates: dict[str, list[UpdateAccepted]] = field(default_factory=dict)  # by site
+    asked_at: dict[str, float] = field(default_factory=dict)  # Unix time of its first order
+    updates: dict[str, list[tuple[float, UpdateAccepted]]] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def counting(self, also: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -151,12 +152,13 @@ def read_facts(watched: Watched, journal: Path) -> None:
     work: dict[int, float] = defaultdict(float)
     for entry in read_journal(journal):
         match entry.event:
-            case OrderSent():
+            case OrderSent() as fact:
                 watched.began = watched.began or entry.time
+                watched.asked_at.setdefault(fact.site, entry.time)
             case UpdateAccepted() as fact:
                 made = fact.base_version + 1
                 work[made] = max(work[made], fact.work_seconds)
-                watched.updates.setdefault(fact.site, []).append(fact)
+                watched.updates.setdefault(fact.site, []).append((entry.time, fact))
             case RoundStepped() as fact:
                 _, theta = watched.versions[fact.version]
                 watched.versions[fact.version] = entry.time, theta
@@ -276,11 +278,13 @@ def flower_run(
 
 
 def judge_of(plan: Plan, base: str) -> Callable[[Any], float]:
-    """Return what judges a version on all sites' tuning parts, as their nodes would."""
+    """Return what judges a version on all sites' test parts, as their nodes would."""
+    lines = plan.evaluation.model_copy(update={"max_lines": JUDGED_LINES})
+    plan = plan.model_copy(update={"evaluation": lines})
     works = [open_work(plan, site, base) for site in plan.site]
     order = Order(
         order="judge", site="", sequence=0, base_version=0, layout="", local_steps=0,
-        evaluate=("tuning",),
+        evaluate=("test",),
     )  # fmt: skip
 
     def judge(theta: Any) -> float:
@@ -290,7 +294,13 @@ def judge_of(plan: Plan, base: str) -> Callable[[Any], float]:
     return judge
 
 
-ALL = {"engine.threads_per_site": 1, "evaluation.every_rounds": 1000}
+JUDGED_LINES = 300  # of each language, after the run
+# No arm judges while it trains: what is left of it, at the first version and the last, is short.
+ALL: Settings = {
+    "engine.threads_per_site": 1,
+    "evaluation.every_rounds": 1000,
+    "evaluation.max_lines": 1,
+}
 ARMS: dict[str, tuple[str, Settings, Callable[..., Watched]]] = {
     "nats": ("thin.toml", {}, over_nats),
     "flower": ("thin.toml", {}, over_flower),
@@ -335,19 +345,19 @@ def measure(arm: str, preset: str, data: Path, more: Settings) -> Figures:
     }
 
 
-# Shorter orders, so that a slow site's update is not late; one site is about 4 times slower.
+# Few steps to an order, so that a slow site's update is not late; one site is 4 times slower.
 UNLIKE: Settings = {
     "rounds.mode": "asynchronous",
     "rounds.buffer_size": 3,
     "rounds.max_staleness": 10,
-    "rounds.local_steps": 60,
-    "rounds.total": 20,
-    "site.gaya.slowdown": 2.5,  # on top of what two cores for three sites do
+    "rounds.local_steps": 100,
+    "rounds.total": 16,
+    "site.gaya.slowdown": 4.0,
 }
 
 
 def utilization(preset: str, data: Path, more: Settings) -> Figures:
-    """Return the share of its time that each site of unlike speed trained, asynchronously."""
+    """Return the share of its time since its first order that each site was in local steps."""
     path = REPOSITORY / "plans" / "thin.toml"
     values = {**ALL, **UNLIKE, **more, "corpus.root": str(data)}
     settings = [f"{key}={json.dumps(value)}" for key, value in values.items()]
@@ -355,15 +365,16 @@ def utilization(preset: str, data: Path, more: Settings) -> Figures:
     base = prepare_base(plan)
     with Links(preset, tuple(site.name for site in plan.site)).up() as links:
         watched = over_nats(path, settings, plan, base, links)
-    found: Figures = {}
-    for site, facts in watched.updates.items():
-        worked = sum(fact.train_seconds + fact.evaluate_seconds for fact in facts)
-        # From its first order on: between two orders it is idle, and so it is on the line's time.
-        lasted = sum(fact.work_seconds + fact.idle_seconds for fact in facts)
-        tokens = sum(fact.tokens for fact in facts)
+        late = links.late_p99_ms()
+    found: Figures = {"late_p99_ms": late}
+    for site, updates in sorted(watched.updates.items()):
+        last, _ = updates[-1]
+        trained = sum(fact.train_seconds for _, fact in updates)
+        tokens = sum(fact.tokens for _, fact in updates)
         found[site] = {
-            "updates": len(facts),
-            "trained_percent": round(100 * worked / lasted, 2),
-            "tokens_per_second": round(tokens / worked),
+            "updates": len(updates),
+            "seconds": round(last - watched.asked_at[site], 1),
+            "trained_percent": round(100 * trained / (last - watched.asked_at[site]), 2),
+            "tokens_per_second": round(tokens / trained),
         }
     return found

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,10 +190,12 @@ def overhead(preset: str, times: int = 60) -> Figures:
     return figures
 
 
-def idle(preset: str, seconds: float = 310.0) -> Figures:
-    """Count what joined sites cost that are asked for nothing."""
-    with Links(preset, SITES).up() as links, federation(links) as found:
+def idle(preset: str, seconds: float) -> Figures:
+    """Count what sites cost that have sent 100 kB each, and are asked for nothing more."""
+    with Links(preset, SITES).up() as links, federation(links, 25_000) as found:
         found.wait_for_sites()
+        for site in SITES:
+            found.ask(site, local_steps=1)
         time.sleep(15.0)
         before, started = links.counted(), time.monotonic()
         time.sleep(seconds)
@@ -238,6 +241,42 @@ def large(preset: str, entries: int) -> Figures:
         "payload_bytes": payload,
         "up": way(up, last[0] - middle[0], limits["up_bps"]),
         "down": way(down, middle[1] - start[1], limits["down_bps"]),
+        "late_p99_ms": late,
+    }
+
+
+def heal(preset: str, entries: int, cut_seconds: float = 20.0) -> Figures:
+    """Cut the line when 40 % of an update is through; tell what that costs once it is mended."""
+    site, payload = SITES[0], 4 * entries
+    rate = PRESETS[preset]["up_bps"] / 8
+    with Links(preset, (site,)).up() as links, federation(links, entries) as found:
+        found.wait_for_sites()
+        before = links.counted()[site][0]
+
+        def sent() -> int:
+            return links.counted()[site][0] - before
+
+        with ThreadPoolExecutor(1) as pool:
+            started = time.monotonic()
+            asked = pool.submit(found.ask, site, 1)
+            while sent() < 0.4 * payload:
+                time.sleep(0.02)
+            links.cut(site)
+            left = (payload - sent()) / rate
+            time.sleep(cut_seconds)
+            links.mend(site)
+            mended = time.monotonic()
+            seconds, _ = asked.result()
+        wire = sent()
+        late = links.late_p99_ms()
+    after = started + seconds - mended
+    return {
+        "payload_bytes": payload,
+        "cut_seconds": cut_seconds,
+        "seconds_after_the_cut": round(after, 2),
+        "seconds_of_the_rest_at_the_rate": round(left, 2),
+        "late_seconds": round(after - left, 2),
+        "wire_per_payload": round(wire / payload, 4),
         "late_p99_ms": late,
     }
 

@@ -61,6 +61,14 @@ class Links:
             words = ["ip", "netns", "exec", self._links[site].site, *words]
         return start(words, log, **more)
 
+    def cut(self, site: str) -> None:
+        """Let nothing through any more, in either direction; needs a preset."""
+        self._links[site].down()
+
+    def mend(self, site: str) -> None:
+        """End a cut."""
+        self._links[site].up()
+
     def counted(self) -> Counted:
         """Return IP bytes that each site's interface sent and received so far."""
         found = {site: link.stats() for site, link in self._links.items()}
