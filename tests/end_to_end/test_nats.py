@@ -41,6 +41,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    with contextlib.suppress(OSError, ValueError):  # the server outlives a killed coordinator
+        os.kill(int((tmp_path / "coordinator/server.pid").read_text()), signal.SIGKILL)
 
 
 @pytest.mark.timeout(280)
