@@ -208,6 +208,8 @@ class Guest:
             connect_timeout=10,
             error_cb=complain,
         )
+        # nats-py says nothing when the server's last word was lost, and only the end came.
+        assert self.client.is_connected, "closed"
 
     async def join(self, **values: Any) -> None:
         """Take a site's seat, and its orders."""

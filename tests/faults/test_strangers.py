@@ -353,7 +353,7 @@ async def _with_revoked_key(fort: Fort, seed: str) -> None:
             break
         await asyncio.sleep(0.1)
     assert guest.client.is_closed
-    with pytest.raises(Exception, match=r"(?i)authorization|closed|reset|eof"):
+    with pytest.raises(Exception, match=r"(?i)authorization|closed|reset|eof|lost"):
         await guest.enter(seed)
     await guest.enter(new.access.seed)
     await guest.leave()

@@ -246,6 +246,8 @@ class Line:
                 closed_cb=on_close,
                 error_cb=on_error,
             )
+            if not client.is_connected:  # nats-py takes an end without a word for a greeting
+                raise ConnectionResetError("the server ended the connection at the door")
         except BaseException as error:
             await _abandon(client)
             if refused or "authorization violation" in str(error).lower():

@@ -63,12 +63,14 @@ class Rounds:
     _made_at: float | None = None  # when the last version was made, or taken up again
     _bytes_down: dict[str, int] = field(default_factory=dict)  # by site, at its last order
     _refusals: Refusals = field(default_factory=Refusals)
+    _strange: set[str] = field(default_factory=set)  # sites that train other parameters
     _started: float = 0.0
 
     def run(self, state: ServerState) -> ServerState:
         """Train until the schedule is finished, or until told to stop.
 
         Raises:
+            LayoutError: every site trains other parameters than the coordinator has.
             SiteError: every site is benched before the last version is made.
             StorageError: a checkpoint cannot be written; the last one is whole.
         """
@@ -131,9 +133,12 @@ class Rounds:
     def _checked(self, arrival: Arrival) -> Arrival:
         """Take a site that would train other things for one that cannot do its work."""
         if isinstance(arrival, Joined):
+            self._strange.discard(arrival.site)
             try:
                 self.check_site(arrival)
             except (LayoutError, SiteError) as error:
+                if isinstance(error, LayoutError):
+                    self._strange.add(arrival.site)
                 return Failed(arrival.site, error.problem[:500], error.hint)
         return arrival
 
@@ -226,7 +231,8 @@ class Rounds:
             for event in events:
                 self._tell(event)
             reasons = "; ".join(f"{name}: {site.benched}" for name, site in state.sites.items())
-            raise SiteError(f"no site is left to train: {reasons}", "mend that and resume the run")
+            kind = LayoutError if self._strange >= set(state.sites) else SiteError
+            raise kind(f"no site is left to train: {reasons}", "mend that and resume the run")
         return state
 
     def _reason_to_bench(self, state: ServerState, name: str) -> str:
