@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from boli.evaluation.forecast import Forecast
 
 
+WAITING = "waiting for the sites"
 Engine = Callable[["Run", Prepared], AbstractContextManager[Transport]]
 
 
@@ -261,6 +262,7 @@ def _to_the_end(
     with engine(run, prepared) as transport:
         rounds = _rounds(plan, prepared, transport, checkpoints, journal, observe, should_stop)
         if not rounds.schedule.finished(state) and not should_stop():
+            observe(Stage(WAITING))
             state = rounds.run(state)
     if not rounds.schedule.finished(state):
         journal.append(RunInterrupted(state.version))

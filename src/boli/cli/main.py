@@ -91,7 +91,9 @@ def finish_or_tell(run: boli.Run, command: str) -> None:
     from boli.cli.tables import show_result
 
     if not run.finished:
-        print(f"\nstopped; nothing is lost. Go on with: {command}")
+        begun = (run.folder / "run.json").exists()
+        kept = "nothing is lost" if begun else "the base was not ready yet and begins anew"
+        print(f"\nstopped; {kept}. Go on with: {command}")
         raise typer.Exit(INTERRUPTED)
     show_result(run)
 

@@ -118,6 +118,8 @@ class Watch:
                     f"site {name} is gone ({reason}); its work goes on when it is back"
                 )
             case OrderSent(site=name, base_version=version, local_steps=steps, bytes_down=down):
+                if version < self.rounds_total:
+                    self._count_rounds()
                 doing = "training" if steps else "judging"
                 self._change(name, doing=doing, version=version, step=f"0/{steps}", add_down=down)
             case UpdateAccepted(site=name, staleness=stale, loss=loss, bytes_up=up):
@@ -128,7 +130,8 @@ class Watch:
                 # What comes twice, and who only knocks, is in the journal; the rest is news.
                 if kind not in ("sent again", "no handshake"):
                     whose = f", {name}" if name else ""
-                    self.console.print(f"refused {count} times: {kind}{whose} ({detail})")
+                    times = "once" if count == 1 else f"{count} times"
+                    self.console.print(f"refused {times}: {kind}{whose} ({detail})")
             case SiteBenched(site=name, reason=reason):
                 self._change(name, doing="benched")
                 self.console.print(f"site {name} gets no more orders: {reason}")
@@ -167,8 +170,7 @@ class Watch:
             self.console.print(what.name)
 
     def _round(self, version: int) -> None:
-        if self.bar.tasks[0].description != "rounds":
-            self.bar.reset(self.task, total=self.rounds_total, description="rounds", figure="")
+        self._count_rounds()
         self.version = version
         figure = f"{version} of {self.rounds_total}"
         self.bar.update(self.task, completed=version, figure=figure)
@@ -177,6 +179,12 @@ class Watch:
                 f"{name} {site['loss']:.3f}" for name, site in self.sites.items() if site["loss"]
             )
             self.console.print(f"round {figure}: loss {losses}")
+
+    def _count_rounds(self) -> None:
+        """Let the bar show rounds, if it shows a stage."""
+        if self.bar.tasks[0].description != "rounds":
+            self.bar.reset(self.task, total=self.rounds_total, description="rounds", figure="")
+            self.bar.update(self.task, completed=self.version)
 
     def _change(self, name: str, add_up: int = 0, add_down: int = 0, **values: Any) -> None:
         site = self.sites.get(name)

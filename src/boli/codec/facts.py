@@ -42,8 +42,8 @@ def pack_facts(facts: Mapping[str, Any]) -> bytes:
     return bytes([FORMAT]) + deflate.compress(text) + deflate.flush()
 
 
-def unpack_facts(data: bytes) -> dict[str, Any]:
-    """Return the facts; nothing above LONGEST bytes is allocated.
+def unpack_facts(data: bytes, longest: int = LONGEST) -> dict[str, Any]:
+    """Return the facts; nothing above `longest` bytes of JSON is allocated.
 
     Raises:
         CodecError: they are of another format, damaged, or too long.
@@ -52,9 +52,9 @@ def unpack_facts(data: bytes) -> dict[str, Any]:
         raise CodecError(f"facts of format {data[:1].hex() or 'none'}, not {FORMAT:02x}")
     inflate = zlib.decompressobj(-15, zdict=_WORDS)
     try:
-        text = inflate.decompress(data[1:], LONGEST)
+        text = inflate.decompress(data[1:], longest)
         if not inflate.eof or inflate.unused_data:
-            raise CodecError(f"facts that do not end within {LONGEST} bytes")
+            raise CodecError(f"facts that do not end within {longest} bytes")
         facts = json.loads(text)
         if b"\\u" in text:  # half of a surrogate pair can be read, but never be written again
             json.dumps(facts, ensure_ascii=False).encode()

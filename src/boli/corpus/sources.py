@@ -112,6 +112,14 @@ def _check(
             )
 
 
+def _missing(path: Path) -> CorpusError:
+    return CorpusError(
+        f"there is no text at {path}",
+        "put it there, or name the folder that the plan's paths start at: corpus.root in the "
+        "plan, --data at a site",
+    )
+
+
 def read_lines(path: Path) -> list[str]:
     """Return the lines of one plain text file that hold text.
 
@@ -166,10 +174,7 @@ def _text(path: Path) -> str:
         # Bytes, because reading as text would break lines at stray carriage returns.
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError:
-        raise CorpusError(
-            f"there is no text at {path}",
-            "mend the path, or set corpus.root to the folder that it is relative to",
-        ) from None
+        raise _missing(path) from None
     except UnicodeDecodeError as error:
         raise CorpusError(
             f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}",
@@ -235,7 +240,7 @@ def _parquet(path: Path, source: TextSource) -> list[str]:
         column: Any = pyarrow.parquet.read_table(path, columns=[key]).column(key)
         values = column.to_pylist()
     except FileNotFoundError:
-        raise CorpusError(f"there is no text at {path}", "mend the path") from None
+        raise _missing(path) from None
     except (OSError, KeyError, pyarrow.ArrowException) as error:
         raise CorpusError(
             f"cannot read column {key!r} of {path}: {error}",

@@ -80,4 +80,5 @@ class Coordinator:
             versions,
             identities.access(address, "system"),
             self._refused(identities),
+            identities.revoked,
         )

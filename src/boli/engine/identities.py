@@ -215,6 +215,10 @@ class Identities:
             return {}
         return {name: Guest(**found) for name, found in json.loads(path.read_text()).items()}
 
+    def revoked(self) -> set[str]:
+        """Return the sites that were invited and have no key any more."""
+        return {name for name, guest in self.guests().items() if guest.revoked}
+
     def owners(self) -> dict[str, str]:
         """Return key to site, also of keys that let nobody in any more."""
         return {

@@ -14,7 +14,7 @@ import contextlib
 import json
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,13 @@ from boli.codec.facts import unpack_facts
 from boli.engine.identities import HELLO, Access, inbox_of
 from boli.engine.nats_line import Line
 from boli.engine.nats_sender import Sender
-from boli.engine.nats_streams import create_streams, empty_down, note_comings, note_strangers
+from boli.engine.nats_streams import (
+    connections_of,
+    create_streams,
+    empty_down,
+    note_comings,
+    note_strangers,
+)
 from boli.engine.parts import FETCH_BYTES, Assembler, Label
 from boli.engine.wire import FIGURES, Failing, Joining, pack_message, unpack_message
 from boli.errors import CodecError, TransportError
@@ -48,10 +54,17 @@ from boli.rounds.update import Order, Release, Spans, Update, UpdateHeader, Verd
 from boli.site.kit import Kit
 
 HEADERS_BYTES = 1 << 20  # more than any header needs; a payload comes on top
-START_SECONDS = 60.0
+FIGURES_BYTES = 1024, 4096  # of a measurement: as it comes, and as JSON
+START_SECONDS = 120.0
 WAITING_MESSAGES = 100  # of one site and kind, besides updates
 JOIN_SECONDS = 0.5  # between two that a site says it is there
+# In the server's words and in ours.
+GOODBYES = {"Client Closed": "it hung up", "Stale Connection": "its line is silent"}
+MEASURE_SECONDS = 0.1  # between two measurements of a site that are looked at
 LOOK_SECONDS = 1.0  # between two looks at what the server refused
+# Of what is wrong, so much is acknowledged at once and then one a second: the server remembers
+# the name of whatever it had, and a site could make it remember very many.
+WRONG_BORNE = 1000.0
 
 
 @dataclass
@@ -68,6 +81,9 @@ class _Seat:
     unheard_bytes: int = 0  # of versions since it last said something
     bytes_down: int = 0
     joined_at: float = 0.0
+    measured_at: float = 0.0
+    wrong_borne: float = WRONG_BORNE
+    wrong_at: float = 0.0
     restarts: int = -1  # joins so far, less the first
     handles: dict[int, list[str]] = field(default_factory=dict)  # by sequence, to acknowledge
     connections: set[int] = field(default_factory=set)
@@ -87,9 +103,11 @@ class NatsTransport:
         versions: Path | None = None,  # folder that outlives this process
         watcher: Access | None = None,
         refused: Callable[[], Sequence[Refused]] = tuple,  # by the server, since the last time
+        revoked: Callable[[], Collection[str]] = tuple,  # sites without a key by now
     ) -> None:
         self._kit, self._base, self._versions_folder = kit, base, versions
-        self._refused, self._looked_at = refused, 0.0
+        self._refused, self._revoked, self._looked_at = refused, revoked, 0.0
+        self._out: set[str] = set()  # sites whose key was revoked
         self._strangers: queue.SimpleQueue[str] = queue.SimpleQueue()  # addresses
         self._line = Line(access, self._connected)
         self._watcher = None if watcher is None else Line(watcher, self._watch)
@@ -97,6 +115,7 @@ class NatsTransport:
         self._arrived: queue.SimpleQueue[Callable[[], Arrival | None]] = queue.SimpleQueue()
         self._versions: VersionLog | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._listens = False
         self._closing = False
 
     # The coordinator's loop
@@ -108,23 +127,29 @@ class NatsTransport:
             self._seats[site] = _Seat(
                 site,
                 4 * entries,
-                Sender(self._line, f"boli.down.{site}", partial(empty_down, site=site)),
+                Sender(
+                    self._line,
+                    f"boli.down.{site}",
+                    partial(empty_down, site=site),
+                    partial(self._not_stored, site),
+                ),
                 Assembler(HEADERS_BYTES + 4 * entries),
             )
         self._line.open()
         deadline = time.monotonic() + START_SECONDS
-        while self._line.client is None:
+        while not self._listens:
+            if not self._line.keeps_streams:
+                raise TransportError(
+                    "the NATS server runs without JetStream: orders and updates cannot be stored "
+                    "there",
+                    "start it with server.conf of the coordinator's folder",
+                )
             if time.monotonic() > deadline:
                 raise TransportError(
-                    f"no connection to the NATS server: {self._line.trouble}",
-                    "look at server.log in the coordinator's folder",
+                    f"the NATS server does not serve the coordinator: {self._line.trouble}",
+                    "is it running? server.log in the coordinator's folder says more",
                 )
             time.sleep(0.02)
-        if not self._line.keeps_streams:
-            raise TransportError(
-                "the NATS server runs without JetStream: orders and updates cannot be stored there",
-                "start it with server.conf of the coordinator's folder",
-            )
         if self._watcher is not None:
             self._watcher.open()
 
@@ -165,12 +190,24 @@ class NatsTransport:
         seat = self._seats[verdict.site]
         if seat.joined:
             self._send(seat, "verdict", verdict.facts())
-        self._acknowledge(seat.handles.pop(verdict.sequence, []))
+        handles = seat.handles.pop(verdict.sequence, [])
+        self._acknowledge(handles) if verdict.accepted else self._pardon(seat, handles)
 
-    def _acknowledge(self, handles: list[str]) -> None:
+    def _not_stored(self, site: str, reason: str) -> None:
+        self._arrived.put(lambda: Refused("not stored", site, 1, reason[:200]))
+
+    def _pardon(self, seat: _Seat, handles: list[str]) -> None:
+        """Acknowledge what was wrong; the more of it there is, the later."""
+        now = time.monotonic()
+        seat.wrong_borne = min(WRONG_BORNE, seat.wrong_borne + now - seat.wrong_at) - len(handles)
+        seat.wrong_at = now
+        self._acknowledge(handles, max(0.0, -seat.wrong_borne))
+
+    def _acknowledge(self, handles: list[str], pause_seconds: float = 0.0) -> None:
         """Let the server forget messages; it sends them again if it does not hear this."""
 
         async def acknowledge() -> None:
+            await asyncio.sleep(pause_seconds)
             client = self._line.client
             if client is not None:
                 for handle in handles:
@@ -188,9 +225,10 @@ class NatsTransport:
         deadline = now + timeout_seconds
         if now - self._looked_at > LOOK_SECONDS:
             self._looked_at = now
-            arrivals += [*self._refused(), *self._turned_away()]
+            self._line.check()
+            arrivals += [*self._refused(), *self._turned_away(), *self._locked_out()]
         with contextlib.suppress(queue.Empty):
-            while True:
+            while time.monotonic() < deadline or not arrivals:
                 left = 0.0 if arrivals else deadline - time.monotonic()
                 take = self._arrived.get(timeout=left) if left > 0 else self._arrived.get_nowait()
                 found = take()
@@ -242,6 +280,7 @@ class NatsTransport:
                 )
         self._tasks = [asyncio.ensure_future(seat.sender.run()) for seat in self._seats.values()]
         await self._say("hello")
+        self._listens = True
 
     def _seat_of(self, message: Msg) -> _Seat | None:
         return self._seats.get(message.subject.rsplit(".", 1)[1])
@@ -261,8 +300,11 @@ class NatsTransport:
             await self._respond(seat.site, message, b"{}")
 
     async def _on_live(self, message: Msg) -> None:
-        seat = self._seat_of(message)
-        if seat is not None and self._arrived.qsize() < 1000:
+        seat, now = self._seat_of(message), time.monotonic()
+        if seat is None or len(message.data) > FIGURES_BYTES[0]:
+            return
+        if now - seat.measured_at > MEASURE_SECONDS:
+            seat.measured_at = now
             self._arrived.put(partial(self._take_figures, seat, message.data))
 
     async def _on_fetch(self, message: Msg) -> None:
@@ -301,8 +343,19 @@ class NatsTransport:
         if number:
             yield Refused("no handshake", "", number, address)
 
+    def _locked_out(self) -> Iterator[Failed]:
+        """Yield the sites whose key was revoked since the last look."""
+        out = self._seats.keys() & self._revoked()
+        for site in sorted(out - self._out):
+            yield Failed(site, "its key was revoked", f"boli invite {site} lets it in again")
+        self._out = out
+
     async def _watch(self, client: Client) -> None:
+        """Note from now on which connections each site has; it may have had some before."""
+        left: set[int] = set()  # numbers are never given twice
+
         def went(seat: _Seat, number: int, reason: str) -> None:
+            left.add(number)
             seat.connections.discard(number)
             if not seat.connections:
                 self._arrived.put(partial(self._take_leave, seat, reason))
@@ -310,6 +363,9 @@ class NatsTransport:
         for seat in self._seats.values():
             seat.connections.clear()
             await note_comings(client, seat.site, seat.connections.add, partial(went, seat))
+            seat.connections |= await connections_of(client, seat.site) - left
+            if not seat.connections:  # it went while nobody watched
+                self._arrived.put(partial(self._take_leave, seat, ""))
         await note_strangers(client, self._strangers.put)
 
     # Back in the coordinator's thread
@@ -319,7 +375,7 @@ class NatsTransport:
             label = Label.of((message.headers or {}).get("Nats-Msg-Id"))
             whole, handles = seat.assembler.add(label, message.data, message.reply)
         except TransportError as error:
-            self._acknowledge([message.reply])
+            self._pardon(seat, [message.reply])
             return Malformed(seat.site, error.problem[:200])
         if whole is None:
             self._acknowledge(handles)
@@ -338,7 +394,7 @@ class NatsTransport:
                 raise TransportError(f"unknown kind {kind[:20]!r}")
             failing = Failing.model_validate(body)
         except (TransportError, ValidationError) as error:
-            self._acknowledge(handles)
+            self._pardon(seat, handles)
             return Malformed(seat.site, str(error).splitlines()[0][:200])
         self._acknowledge(handles)
         return Failed(seat.site, failing.problem, failing.hint)
@@ -366,11 +422,13 @@ class NatsTransport:
 
     def _take_figures(self, seat: _Seat, data: bytes) -> Arrival | None:
         with contextlib.suppress(CodecError, ValidationError):
-            return Measurement(seat.site, FIGURES.validate_python(unpack_facts(data)))
+            return Measurement(
+                seat.site, FIGURES.validate_python(unpack_facts(data, FIGURES_BYTES[1]))
+            )
         return None
 
     def _take_leave(self, seat: _Seat, reason: str) -> Arrival | None:
         if seat.connections or not seat.joined:
             return None
         seat.joined = False
-        return Left(seat.site, reason or "the line was lost")
+        return Left(seat.site, GOODBYES.get(reason, reason) or "the line was lost")

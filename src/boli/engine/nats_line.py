@@ -28,6 +28,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.transport import TcpTransport
+from nats.js.errors import APIError
 
 from boli.engine.identities import SERVER_NAME, Access, inbox_of
 from boli.engine.tcp import dial, limit_retries, moves, tcp_info
@@ -48,6 +49,18 @@ QUIET_ERRORS = (OSError, nats.errors.Error, asyncio.TimeoutError, asyncio.Incomp
 
 class KeyRefusedError(Exception):
     """The server does not know the key, or not any more."""
+
+
+class _Client(Client):  # type: ignore[misc]
+    """A client whose reading survives headers that are none."""
+
+    async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
+        # Whoever may write to us could send half a header; nats-py would stop to read for good.
+        try:
+            found: dict[str, str] | None = await super()._process_headers(headers)
+        except Exception:
+            return None
+        return found
 
 
 class _OpenTransport(TcpTransport):  # type: ignore[misc]
@@ -73,28 +86,33 @@ class Line:
     connected: Callable[[Client], Awaitable[None]]
     lost: Callable[[], None] = lambda: None
     on_error: Callable[[Exception], None] = lambda _: None
+    on_trouble: Callable[[str], None] = lambda _: None  # whenever it is another one
 
     def __post_init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.client: Client | None = None  # while connected
         self.trouble = f"calling {self.access.address}"  # empty while there is a connection
         self.num_connections = 0
+        self.keeps_streams = True  # the server, as far as it has said
         self.key_refused = False  # when last tried
         self.changed = asyncio.Event()  # the connection came or went
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="nats", daemon=True)
-
-    @property
-    def keeps_streams(self) -> bool:
-        """Whether the server says that JetStream is on; true while there is no connection."""
-        client = self.client
-        return client is None or bool(client._server_info.get("jetstream"))
 
     # From other threads
 
     def open(self) -> None:
         """Begin to connect; returns at once."""
         self._thread.start()
+
+    def check(self) -> None:
+        """Make sure that the line is tended.
+
+        Raises:
+            TransportError: its thread has ended, by a mistake of ours.
+        """
+        if not self._thread.is_alive():
+            raise TransportError("the line is not tended any more", "start again; report this")
 
     def call(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
         """Run a coroutine in the line's thread."""
@@ -142,29 +160,50 @@ class Line:
         found: _Way | None = None
         while True:
             try:
-                way = found or await self._find_way()
+                way, found = found or await self._find_way(), None
+                found = await self._use(way)
             except KeyRefusedError:
                 self.key_refused = True
                 self._note(f"{self.access.address} refuses the key: it was revoked, or is unknown")
                 await asyncio.sleep(REFUSED_SECONDS * random.uniform(0.7, 1.3))
-                continue
-            found = None
-            self.client, self.trouble, self.key_refused = way.client, "", False
-            self.num_connections += 1
-            self._wake()
-            try:
-                await self.connected(way.client)
-                found = await self._watch(way)
-            except QUIET_ERRORS as error:
-                self._note(str(error) or type(error).__name__)
-            self.client = None
-            self.trouble = self.trouble or "the line was lost"
-            self._wake()
-            self.lost()
-            await _abandon(way.client)
+
+    async def _use(self, way: _Way) -> _Way | None:
+        """Stay with a connection until it ends; return a better one that came through instead.
+
+        Raises:
+            KeyRefusedError: the server does not know the key any more.
+        """
+        self.client, self.trouble, self.key_refused = way.client, "", False
+        self.keeps_streams = bool(way.client._server_info.get("jetstream"))
+        self.num_connections += 1
+        self._wake()
+        found: _Way | None = None
+        ended: KeyRefusedError | None = None
+        pause = 0.0
+        try:
+            await self.connected(way.client)
+            found = await self._watch(way)
+        except KeyRefusedError as error:
+            ended = error
+        except QUIET_ERRORS as error:
+            self._note(str(error) or type(error).__name__)
+            # Where the server says no, it will say so again at once.
+            pause = REFUSED_SECONDS / 10 if isinstance(error, APIError) else 0.0
+        self.client = None
+        if not self.trouble:
+            self._note("the line was lost")
+        self._wake()
+        self.lost()
+        await _abandon(way.client)
+        if ended is not None:
+            raise ended
+        await asyncio.sleep(pause)
+        return found
 
     def _note(self, trouble: str) -> None:
-        self.trouble = trouble
+        if trouble != self.trouble:
+            self.trouble = trouble
+            self.on_trouble(trouble)
 
     def _wake(self) -> None:
         """Let all know who wait for a connection, or for its end."""
@@ -219,7 +258,7 @@ class Line:
         """Connect and shake hands; the socket is put into `sockets` once there is one."""
         opened = await asyncio.wait_for(dial(self.access.address), ENTER_SECONDS)
         sockets.append(opened)
-        client, closed, refused = Client(), asyncio.Event(), []
+        client, closed, refused = _Client(), asyncio.Event(), []
         client._transport = _OpenTransport(opened)
 
         async def on_close() -> None:
@@ -261,9 +300,12 @@ class Line:
         since = 0.0
         pulse = _Pulse(way)
         try:
-            while not way.closed.is_set():
+            while not way.ended:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(way.closed.wait(), WATCH_SECONDS)
+                if finding is not None and finding.done():
+                    found, finding = finding, None
+                    return found.result()
                 stands = pulse.stands_still()
                 if stands and finding is None:
                     finding = asyncio.ensure_future(self._find_way())
@@ -272,16 +314,13 @@ class Line:
                 # but on a line that always stops, none is better than the one there is.
                 is_short = self.loop.time() - since < SHORT_SECONDS or pulse.loses_much
                 if finding is not None and not stands and is_short:
-                    finding.cancel()
-                    finding = None
-                if finding is not None and finding.done():
-                    found, finding = finding, None
-                    return found.result()
+                    given_up, finding = finding, None
+                    await _give_up(given_up)
             return None
         finally:
             pulse.end()
             if finding is not None:
-                finding.cancel()
+                await _give_up(finding)
 
 
 @dataclass
@@ -292,12 +331,30 @@ class _Way:
     socket: socket.socket
     closed: asyncio.Event
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing comes through it any more, as far as this end knows."""
+        reading = self.client._reading_task
+        return self.closed.is_set() or (reading is not None and reading.done())
+
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "not the server that the invitation names"
+    if isinstance(error, ssl.SSLError):  # its numbers are none of the system's
+        return f"no TLS there ({error.reason})"
     number = getattr(error, "errno", None)  # asyncio has words of its own for refused connections
     if isinstance(number, int) and number in errno.errorcode:
         return os.strerror(number)
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+async def _give_up(finding: asyncio.Task[_Way]) -> None:
+    """End an attempt, and what it may have found in the meantime."""
+    finding.cancel()
+    (found,) = await asyncio.gather(finding, return_exceptions=True)
+    if isinstance(found, _Way):
+        await _abandon(found.client)
 
 
 async def _abandon(client: Client) -> None:

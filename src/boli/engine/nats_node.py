@@ -39,6 +39,7 @@ JOIN_SECONDS = 20.0  # until it is said again that the node is there
 FETCH_SECONDS = 60.0
 FETCHES_AT_ONCE = 8
 AGAIN_SECONDS = 10.0  # after a node could not do its work
+SHOW_SECONDS = 60.0  # between two lines of how training goes
 
 log = logging.getLogger("boli.site")
 
@@ -57,6 +58,7 @@ class NatsLink:
         self._joining: bytes | None = None  # what the node says, until it is heard
         self._said = asyncio.Event()
         self.serving = False  # a node takes instructions
+        self.show: Callable[[Mapping[str, float]], None] = lambda _: None  # live figures, here
         self._gap_at = 0.0
 
     # The node
@@ -92,6 +94,8 @@ class NatsLink:
             self.sender.replace(message)
 
     def measure(self, values: Mapping[str, float]) -> None:
+        self.show(values)
+
         async def say(client: Client) -> None:
             with contextlib.suppress(*QUIET_ERRORS):
                 await client.publish(f"boli.live.{self.site}", pack_facts(dict(values)))
@@ -197,53 +201,71 @@ class Agent:
         self, access: Access, folder: SiteFolder, say: Callable[[str], None] = log.info
     ) -> None:
         self._folder, self._say = folder, say
-        self._line = Line(access, self._connected)
+        self._line = Line(access, self._connected, on_trouble=self._tell)
         self.link = NatsLink(access.name, self._line)
-        self._calls: queue.SimpleQueue[str] = queue.SimpleQueue()  # run, or empty: to ask
+        self._called = threading.Event()  # there may be something to do
         self._stopping = threading.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._run = ""  # that the node serves
         self._greeted = asyncio.Event()  # a coordinator came
+        self._told = ""  # of the line
+        self.link.show = self._show
+        self._shown_at = 0.0
 
     def serve(self) -> None:
         """Serve run after run until told to stop."""
+        self._say(self._line.trouble)
         self._line.open()
-        told = ""
         try:
             while not self._stopping.is_set():
-                if self._line.trouble and self._line.trouble != told:
-                    told = self._line.trouble
-                    self._say(told)
-                try:
-                    self._calls.get(timeout=2.0)
-                except queue.Empty:
+                self._line.check()
+                if not self._called.wait(2.0):
                     continue
+                self._called.clear()
                 kit = self._ask()
                 if kit is not None and not self._stopping.is_set():
                     self._say(f"run {kit.run}")
-                    told = ""
                     self._serve_run(kit)
         finally:
             self._line.close()
+
+    def _tell(self, trouble: str) -> None:
+        """Say what the line's trouble is, once for as long as it stays so."""
+        if trouble != self._told:
+            self._told = trouble
+            self._say(f"{trouble}; trying again (boli doctor says more)")
+
+    def _show(self, values: Mapping[str, float]) -> None:
+        """Say now and then how training goes."""
+        now = time.monotonic()
+        if now - self._shown_at > SHOW_SECONDS:
+            self._shown_at = now
+            self._say(
+                f"training from version {values.get('version', 0):.0f}: "
+                f"loss {values.get('loss', 0):.3f}, "
+                f"{values.get('tokens_per_second', 0):,.0f} tokens/s"
+            )
 
     def stop(self) -> None:
         """End, at a point from which everything goes on; for signal handlers."""
         self._stopping.set()
         self.link.put(Stop())
-        self._calls.put("")
+        self._called.set()
+        self._line.soon(self._greeted.set)  # no need to wait for an answer
 
     def _serve_run(self, kit: Kit) -> None:
         """Fetch what lacks, and let a node work until the run is over."""
         link = self.link
         try:
-            self._fetch_base(kit)
+            if not self._fetch_base(kit):
+                return
             self._run = kit.run
             node = self._folder.open_node(kit, link)
             with locked(self._folder.run_folder(kit), "the run of this site", 5.0):
                 link.serving = True
                 if not self._stopping.is_set():
                     node.run()
-            self._say(f"run {kit.run} is over; waiting for the next")
+            self._say(f"run {kit.run} is over, or paused at the coordinator; waiting")
         except (BoliError, OSError) as found:
             error = (
                 storage_error(self._folder.state, found) if isinstance(found, OSError) else found
@@ -253,7 +275,7 @@ class Agent:
             if not isinstance(error, StorageError):
                 link.fail(error.problem, error.hint)
             self._stopping.wait(AGAIN_SECONDS)
-            self._calls.put("")
+            self._called.set()
         finally:
             link.serving, self._run = False, ""
             link.clear()
@@ -285,14 +307,19 @@ class Agent:
             return bytes((await client.request(subject, asked, timeout=seconds)).data)
         return b""
 
-    def _fetch_base(self, kit: Kit) -> None:
-        """Fetch the files of the base, over however many connections it takes."""
+    def _fetch_base(self, kit: Kit) -> bool:
+        """Fetch the files of the base; False if it has to be asked first whether they are wanted.
+
+        It goes on where it was, over however many connections it takes.
+        """
         folder = self._folder
         lacking = folder.missing(kit)
         if lacking:
             self._say(f"fetching the base, {size(sum(file.size for file in lacking))}")
         for file in lacking:
-            while not self._stopping.is_set():
+            while True:
+                if self._stopping.is_set() or self._called.is_set():
+                    return False
                 offset = folder.fetched_bytes(kit, file)
                 if offset < file.size:
                     pieces = self._line.call(self._fetch(file, offset)).result()
@@ -306,6 +333,7 @@ class Agent:
                     break
                 except CorruptFileError as error:
                     self._say(str(error))
+        return True
 
     async def _fetch(self, file: BaseFile, offset: int) -> list[bytes]:
         """Return the next few pieces of a file, or as many of them as came."""
@@ -319,12 +347,13 @@ class Agent:
     async def _connected(self, client: Client) -> None:
         for task in self._tasks:
             task.cancel()
+        self._told = ""
         self._say("connected")
         await client.subscribe("boli.hello", cb=self._on_hello)
         await self.link.listen(client)
         tasks = (self.link.keep_joining(), self.link.sender.run())
         self._tasks = [asyncio.ensure_future(task) for task in tasks]
-        self._calls.put("")
+        self._called.set()
 
     async def _on_hello(self, message: Msg) -> None:
         """Take note that a coordinator is there with a run, or that a run is over."""
@@ -332,9 +361,8 @@ class Agent:
             said = json.loads(message.data)
             if "hello" in said and said["hello"] == self._run:
                 self.link.rejoin()
-                return
-            if self._run:
+            elif self._run:
                 self.link.put(Stop())
-            if "hello" in said:
+            if "hello" in said:  # also of the same run: the node may be about to stop
                 self._greeted.set()
-                self._calls.put("")
+                self._called.set()

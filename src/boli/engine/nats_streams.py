@@ -21,25 +21,26 @@ from nats.js.api import (
 from boli.engine.identities import down_stream, room_of, up_stream
 from boli.engine.nats_settings import PART_BYTES
 
-DUPLICATE_SECONDS = 600.0  # in which the server knows a part again
+DUPLICATE_SECONDS = 120.0  # in which the server knows a part again; the coordinator always does
 KEPT_SECONDS = 30 * 86400.0
 DOWN_PARTS, DOWN_ACK_SECONDS = 64, 120.0  # under way to a site; until they are sent again
 UP_ACK_SECONDS = 600.0
+CONNECTIONS_SECONDS = 60.0
 ROOM_BYTES = 1 << 20  # of a stream, above what its largest messages need
 
 
 async def create_streams(client: Client, site: str, run: str, largest_bytes: int) -> None:
     """Make a site's streams for a run, or find them; those of another run are emptied."""
     streams = client.jetstream()
-    for name, subject, retention in (
-        (up_stream(site), f"boli.up.{site}", RetentionPolicy.WORK_QUEUE),
-        (down_stream(site), f"boli.down.{site}", RetentionPolicy.LIMITS),
+    for name, subject in (
+        (up_stream(site), f"boli.up.{site}"),
+        (down_stream(site), f"boli.down.{site}"),
     ):
         config = StreamConfig(
             name=name,
             description=run,
             subjects=[subject],
-            retention=retention,
+            retention=RetentionPolicy.WORK_QUEUE,  # what was taken makes room
             discard=DiscardPolicy.NEW,  # a full stream refuses; nothing is dropped in silence
             storage=StorageType.FILE,
             max_bytes=3 * largest_bytes + ROOM_BYTES,
@@ -99,6 +100,15 @@ async def note_comings(
 
     for event in ("CONNECT", "DISCONNECT"):
         await client.subscribe(f"$SYS.ACCOUNT.{room_of(site)}.{event}", cb=note)
+
+
+async def connections_of(client: Client, site: str) -> set[int]:
+    """Ask the server which connections a site has now."""
+    asked = f"$SYS.REQ.ACCOUNT.{room_of(site)}.CONNZ"
+    answer = await client.request(asked, b"{}", timeout=CONNECTIONS_SECONDS)
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return {int(one["cid"]) for one in json.loads(answer.data)["data"]["connections"]}
+    return set()
 
 
 async def note_strangers(client: Client, went: Callable[[str], None]) -> None:

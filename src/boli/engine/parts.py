@@ -12,6 +12,7 @@ from boli.engine.nats_settings import PART_BYTES
 from boli.errors import TransportError
 
 FETCH_BYTES = 32 << 10  # of a file, at a time
+MOST_BEGUN = 2  # messages, of one sender
 _LABEL = re.compile(r"^([0-9a-f]{12})\.(\d{1,6})\.(\d{1,6})(\.s)?$")
 
 
@@ -49,33 +50,43 @@ def parts_of(message: bytes, starts: bool = False) -> Iterator[tuple[Label, byte
 
 
 @dataclass
+class _Begun:
+    """A message of which some parts are there."""
+
+    parts: dict[int, bytes] = field(default_factory=dict)
+    handles: list[Any] = field(default_factory=list)
+
+
+@dataclass
 class Assembler:
-    """Puts one message together at a time; with each part goes what acknowledges it."""
+    """Puts the last two messages together that were begun; with each part goes its handle.
+
+    Two, because a part of the message before may come late, over a connection that was given up.
+    """
 
     largest_bytes: int
-    _message: str = ""
-    _parts: dict[int, bytes] = field(default_factory=dict)
-    _handles: list[Any] = field(default_factory=list)
+    _begun: dict[tuple[str, int], _Begun] = field(default_factory=dict)  # the oldest first
 
     def add(self, label: Label, data: bytes, handle: Any) -> tuple[bytes | None, list[Any]]:
         """Take a part; return the message if it is whole now, and the handles it is done with.
 
-        The part of another message ends the one before: nobody will complete that.
+        What was begun before a message that is whole, or begun too long ago, nobody will complete.
 
         Raises:
             TransportError: the message is larger than any may be.
         """
-        done: list[Any] = []
-        if label.message != self._message:
-            done, self._handles = self._handles, []
-            self._message, self._parts = label.message, {}
         if label.count * PART_BYTES > self.largest_bytes + PART_BYTES or len(data) > PART_BYTES:
             raise TransportError(f"a message of {label.count} parts is too large")
-        self._parts[label.index] = data
-        self._handles.append(handle)
-        if len(self._parts) < label.count:
-            return None, done
-        whole = b"".join(self._parts[index] for index in range(label.count))
-        done += self._handles
-        self._message, self._parts, self._handles = "", {}, []
-        return whole, done
+        key = label.message, label.count
+        message = self._begun.setdefault(key, _Begun())
+        message.parts[label.index] = data
+        message.handles.append(handle)
+        if len(message.parts) < label.count:
+            return None, self._drop(len(self._begun) - MOST_BEGUN)
+        done = self._drop(list(self._begun).index(key) + 1)
+        return b"".join(message.parts[index] for index in range(label.count)), done
+
+    def _drop(self, count: int) -> list[Any]:
+        """Forget the oldest messages; return their handles."""
+        oldest = list(self._begun)[: max(0, count)]
+        return [handle for name in oldest for handle in self._begun.pop(name).handles]

@@ -318,7 +318,7 @@ def test_companion_stays_aligned_past_empty_lines_and_a_limit(
 def test_missing_file_is_named(tmp_path: Path, kind: str) -> None:
     error = problem_of(tmp_path, {"path": f"gone.{kind}", "column": 1})
     assert f"there is no text at {tmp_path / f'gone.{kind}'}" in error.problem
-    assert "mend the path" in error.hint
+    assert "put it there" in error.hint
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b" \n\t\n\n"])

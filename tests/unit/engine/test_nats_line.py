@@ -1,4 +1,4 @@
-"""A line to a server that ends every connection at the door, without a word."""
+"""A line, its server, and connections that come to nothing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import ssl
 import threading
 import time
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from boli.engine.identities import Access, Address, Identities, new_seed
-from boli.engine.nats_line import Line
+from boli.engine.nats_line import KeyRefusedError, Line, _give_up, _Way
 
 
 class Door:
@@ -68,3 +71,66 @@ def test_server_that_hangs_up_without_a_word_is_no_connection(tmp_path: Path) ->
         assert (line.client, line.num_connections, connected) == (None, 0, [])
         assert not line.key_refused  # it never said so
         line.close()
+
+
+class Stub:
+    """A client that only ends."""
+
+    _transport = _reading_task = None
+
+    def __init__(self) -> None:
+        self.num_closed, self._server_info = 0, {"jetstream": True}
+
+    async def close(self) -> None:
+        self.num_closed += 1
+
+
+def stub_way() -> Any:
+    return _Way(Stub(), None, asyncio.Event())  # type: ignore[arg-type]
+
+
+async def nothing(_: object) -> None:
+    pass
+
+
+def test_key_refused_while_a_connection_stands_still_is_told_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = Line(Access("arrah", Address("127.0.0.1", 1), "", ""), nothing)
+    ways = [stub_way()]
+
+    async def find() -> Any:
+        return ways[0]
+
+    async def watch(_: object) -> Any:
+        raise KeyRefusedError
+
+    monkeypatch.setattr(line, "_find_way", find)
+    monkeypatch.setattr(line, "_watch", watch)
+    line.open()
+    deadline = time.monotonic() + 10
+    while not line.key_refused:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    line.check()
+    assert "refuses the key" in line.trouble
+    assert (line.client, ways[0].client.num_closed) == (None, 1)
+    line.close()
+
+
+@pytest.mark.parametrize("pause", [0.0, 30.0])
+def test_connection_that_nobody_wants_any_more_is_let_go(pause: float) -> None:
+    way = stub_way()
+
+    async def find() -> Any:
+        await asyncio.sleep(pause)
+        return way
+
+    async def change_ones_mind() -> None:
+        finding = asyncio.ensure_future(find())
+        await asyncio.sleep(0.05)
+        await _give_up(finding)
+        assert finding.done()
+
+    asyncio.run(change_ones_mind())
+    assert way.client.num_closed == (1 if pause == 0 else 0)

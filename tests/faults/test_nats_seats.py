@@ -1,0 +1,234 @@
+"""The coordinator's side over a real server, against sites that are made by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from over_nats import free_port
+from strangers import Guest
+
+from boli.codec.facts import _WORDS, FORMAT, pack_facts
+from boli.engine.identities import Address, Identities
+from boli.engine.nats import MEASURE_SECONDS, WRONG_BORNE, NatsTransport
+from boli.engine.nats_server import Server
+from boli.engine.nats_streams import ROOM_BYTES
+from boli.rounds.transport import Arrival, Failed, Joined, Left, Malformed, Measurement
+from boli.rounds.update import Order, Release
+from boli.site.kit import Kit
+
+ENTRIES = 200
+VIEWS = dict.fromkeys(("arrah", "gaya"), (None, ((0, ENTRIES),)))
+
+
+class Seats:
+    """A server and a coordinator's transport, and whoever has a key."""
+
+    def __init__(self, folder: Path) -> None:
+        self.address = Address("127.0.0.1", free_port())
+        self.identities = Identities(folder / "coordinator")
+        keys = {site: self.identities.invite(site, self.address) for site in VIEWS}
+        self.access = {site: found.access for site, found in keys.items()}
+        self.server = Server(folder / "coordinator", self.address)
+        self.server.write_settings()
+        self.server.start()
+        self.transport = self.open()
+
+    def open(self) -> NatsTransport:
+        identities = self.identities
+        transport = NatsTransport(
+            identities.access(self.address),
+            Kit(run="run", plan={}),
+            watcher=identities.access(self.address, "system"),
+            revoked=identities.revoked,
+        )
+        transport.start(VIEWS, Release(0, "0123456789abcdef", np.zeros(ENTRIES, np.float32)))
+        return transport
+
+    def wait_for(self, kind: type[Arrival], seconds: float = 20.0) -> list[Arrival]:
+        """Return all that arrives until something of a kind is among it."""
+        found: list[Arrival] = []
+        deadline = time.monotonic() + seconds
+        while not any(isinstance(one, kind) for one in found):
+            assert time.monotonic() < deadline, found
+            found += self.transport.receive(0.2)
+        return found
+
+    def play(self, act: Callable[[Guest], Awaitable[Any]], site: str = "arrah") -> Any:
+        """Come in with a site's key, act, and leave."""
+
+        async def whole() -> Any:
+            guest = Guest(self.access[site])
+            await guest.enter()
+            try:
+                return await act(guest)
+            finally:
+                await guest.leave()
+
+        return asyncio.run(whole())
+
+
+@pytest.fixture
+def seats(tmp_path: Path) -> Iterator[Seats]:
+    found = Seats(tmp_path)
+    yield found
+    found.transport.hang_up()
+    found.server.stop()
+
+
+def order(number: int) -> Order:
+    return Order(
+        order=f"run-arrah-{number}", site="arrah", sequence=number, base_version=0,
+        layout="0123456789abcdef", local_steps=1,
+    )  # fmt: skip
+
+
+def test_site_that_takes_what_it_is_sent_is_sent_more_than_its_stream_holds(seats: Seats) -> None:
+    seat = seats.transport._seats["arrah"]
+    room = 3 * seat.assembler.largest_bytes + ROOM_BYTES
+
+    async def take_all(guest: Guest) -> None:
+        await guest.join()
+        await asyncio.to_thread(seats.wait_for, Joined)
+        filling = os.urandom(100_000)
+        for _ in range(2 * room // len(filling)):
+            seats.transport._send(seat, "filling", {}, filling)
+        seats.transport.send_order(order(7))
+        assert (await asyncio.wait_for(guest.orders.get(), 60)).sequence == 7
+
+    seats.play(take_all)
+
+
+def test_second_connection_of_a_site_that_ends_is_not_the_sites_end(seats: Seats) -> None:
+    """As when boli doctor runs beside boli join, and the coordinator was started again."""
+
+    async def stay(guest: Guest) -> None:
+        seats.transport.hang_up()
+        seats.transport = await asyncio.to_thread(seats.open)
+        await guest.join()
+        await asyncio.to_thread(seats.wait_for, Joined)
+        await asyncio.sleep(0.5)
+        other = Guest(seats.access["arrah"])
+        await other.enter()
+        await other.leave()
+        await asyncio.sleep(0.5)
+        assert not [one for one in seats.transport.receive(0.2) if isinstance(one, Left)]
+        seats.transport.send_order(order(3))
+        assert (await asyncio.wait_for(guest.orders.get(), 10)).sequence == 3
+
+    seats.play(stay)
+    assert isinstance(seats.wait_for(Left)[-1], Left)  # the only one that it had
+
+
+def test_half_a_header_deafens_nobody(seats: Seats) -> None:
+    async def speak_badly(guest: Guest) -> None:
+        transport = guest.client._transport
+        for subject in ("boli.live.arrah", "boli.fetch.arrah", "boli.join.arrah"):
+            transport.write(f"HPUB {subject} 8 10\r\nNATS/1.0hi\r\n".encode())
+        await transport.drain()
+        await asyncio.sleep(0.3)
+
+    async def come(guest: Guest) -> None:
+        await guest.join()
+
+    seats.play(speak_badly)
+    seats.play(come, "gaya")
+    assert seats.transport._line.num_connections == 1
+    joined = [one for one in seats.wait_for(Joined) if isinstance(one, Joined)]
+    assert [one.site for one in joined] == ["gaya"]
+
+
+def test_flood_of_measurements_keeps_nothing_waiting(seats: Seats) -> None:
+    text = json.dumps({f"step{number}": 1.0 for number in range(40_000)}).encode()
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=_WORDS)
+    bomb = bytes([FORMAT]) + deflate.compress(text) + deflate.flush()
+    small = bytes([FORMAT]) + zlib.compressobj(9, zlib.DEFLATED, -15).flush()
+    over = threading.Event()
+
+    async def shout(guest: Guest) -> int:
+        number = 0
+        while not over.is_set():
+            for data in (bomb[:120_000], small) * 50:
+                await guest.client.publish("boli.live.arrah", data)
+                number += 1
+            await guest.client.flush()
+        return number
+
+    async def come(guest: Guest) -> None:
+        await guest.join()
+
+    shouted: list[int] = []
+    thread = threading.Thread(target=lambda: shouted.append(seats.play(shout)))
+    thread.start()
+    try:
+        time.sleep(1.0)
+        longest, num_arrivals, started = 0.0, 0, time.monotonic()
+        while time.monotonic() - started < 3.0:
+            before = time.monotonic()
+            num_arrivals += len(seats.transport.receive(0.5))
+            longest = max(longest, time.monotonic() - before)
+        seats.play(come, "gaya")
+        seats.wait_for(Joined)
+    finally:
+        over.set()
+        thread.join()
+    assert shouted[0] > 500
+    assert longest < 2.0
+    assert num_arrivals <= 3.0 / MEASURE_SECONDS + 5
+    assert seats.transport._arrived.qsize() < 100
+
+
+def test_what_is_wrong_is_forgotten_ever_more_slowly(seats: Seats) -> None:
+    """The server remembers every name for a while: a site shall not choose how many."""
+    seat = seats.transport._seats["arrah"]
+    seat.wrong_borne, seat.wrong_at = 10.0, time.monotonic()  # has used the rest up
+
+    async def send_rubbish(guest: Guest) -> None:
+        for number in range(40):
+            await guest.send_part(f"rubbish {number}", b"")
+
+    async def kept() -> int:
+        client = await seats.transport._line.ready()
+        return int((await client.jetstream().stream_info("UP_arrah")).state.messages)
+
+    seats.play(send_rubbish)
+    told = 0
+    deadline = time.monotonic() + 10
+    while told < 40 and time.monotonic() < deadline:
+        told += sum(isinstance(one, Malformed) for one in seats.transport.receive(0.2))
+    assert told == 40
+    time.sleep(1.0)
+    assert 15 < seats.transport._line.call(kept()).result(10) <= 30
+    assert seat.wrong_borne < 0 < WRONG_BORNE
+
+
+def test_site_whose_key_was_revoked_is_given_up_until_it_has_another(seats: Seats) -> None:
+    seats.identities.revoke("gaya")
+    failed = [one for one in seats.wait_for(Failed) if isinstance(one, Failed)]
+    assert [(one.site, one.problem) for one in failed] == [("gaya", "its key was revoked")]
+    time.sleep(1.2)
+    assert not seats.transport.receive(1.5)  # told once
+    seats.identities.invite("gaya", seats.address)
+    time.sleep(1.2)
+    assert not seats.transport.receive(1.5)
+    seats.identities.revoke("gaya")
+    assert seats.wait_for(Failed)
+
+
+def test_measurement_arrives(seats: Seats) -> None:
+    async def measure(guest: Guest) -> None:
+        await guest.client.publish("boli.live.arrah", pack_facts({"step": 3}))
+        await guest.client.flush()
+
+    seats.play(measure)
+    (found,) = (one for one in seats.wait_for(Measurement) if isinstance(one, Measurement))
+    assert found == Measurement("arrah", {"step": 3.0})
