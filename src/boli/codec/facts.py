@@ -55,7 +55,7 @@ def unpack_facts(data: bytes, longest: int = LONGEST) -> dict[str, Any]:
         text = inflate.decompress(data[1:], longest)
         if not inflate.eof or inflate.unused_data:
             raise CodecError(f"facts that do not end within {longest} bytes")
-        facts = json.loads(text)
+        facts = json.loads(text.decode())  # of bytes it would also take what is no UTF-8
         if b"\\u" in text:  # half of a surrogate pair can be read, but never be written again
             json.dumps(facts, ensure_ascii=False).encode()
     except (zlib.error, ValueError, RecursionError) as error:
