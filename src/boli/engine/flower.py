@@ -73,8 +73,15 @@ class GridPost:
         return (ids[0] if ids else "") or ""
 
     def fetch(self, message: str) -> Reply | None:
-        with _named():
-            found = list(self._grid.pull_messages([message]))
+        try:
+            return self._fetched(message)
+        except Exception as error:  # Flower also raises on objects that a node made up
+            self.node_ids()  # raises where it is the SuperLink that does not answer
+            problem = f"a reply that cannot be read: {type(error).__name__} {error}"
+            return Reply(0, problem=problem[:200])
+
+    def _fetched(self, message: str) -> Reply | None:
+        found = list(self._grid.pull_messages([message]))
         if not found:
             return None
         reply = found[0]

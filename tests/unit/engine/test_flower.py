@@ -18,7 +18,7 @@ from quadratic import LAYOUT, Job, layout_of
 
 from boli.durable import write_file
 from boli.engine import flower_greeter
-from boli.engine.flower import PART_BYTES, from_record, to_record
+from boli.engine.flower import PART_BYTES, GridPost, from_record, to_record
 from boli.engine.flower_app import write_app
 from boli.engine.flower_greeter import Greeter, Reply
 from boli.engine.flower_node import FlowerLink
@@ -289,6 +289,31 @@ def test_node_that_ends_again_and_again_fails(
     (failed,) = arrivals_until(transport_over(post), Failed)
     assert "6 times without an update" in failed.problem
     assert "exit code 1" in failed.hint
+
+
+class BadReplyGrid:
+    """A Grid over which a reply came that Flower cannot read, or that is gone itself."""
+
+    def __init__(self, is_there: bool) -> None:
+        self.is_there = is_there
+
+    def get_node_ids(self) -> list[int]:
+        if not self.is_there:
+            raise ConnectionError("gone")
+        return [7]
+
+    def pull_messages(self, ids: list[str]) -> list[Any]:
+        raise KeyError("NoSuchRecord")
+
+
+def test_reply_that_flower_cannot_read_is_its_nodes_fault_and_not_the_superlinks() -> None:
+    bad: Any = BadReplyGrid(is_there=True)
+    reply = GridPost(bad).fetch("message")
+    assert reply is not None
+    assert "cannot be read: KeyError" in reply.problem
+    gone: Any = BadReplyGrid(is_there=False)
+    with pytest.raises(TransportError, match="SuperLink does not answer"):
+        GridPost(gone).fetch("message")
 
 
 # A node's link
