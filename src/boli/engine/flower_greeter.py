@@ -18,6 +18,7 @@ from boli.engine.flower_wire import (
     read_greeting,
     read_had,
 )
+from boli.engine.wire import harmless
 from boli.site.kit import Kit
 
 PIECES_BYTES = 4 << 20  # of the base, in one message: far below what any proxy refuses
@@ -72,7 +73,7 @@ def converse(
             time.sleep(pause)
             pause = min(pause * 1.2, 1.0)
         elif reply.problem:
-            raise LineLost(reply.problem)
+            raise LineLost(harmless(reply.problem))
         elif reply.node != node:  # whatever it holds, it counts for nobody
             raise LineLost(f"the answer came from node {reply.node}, which was not asked")
         else:
@@ -88,6 +89,7 @@ class Greeter:
     kit: Kit
     base: Path  # the folder that holds the kit's files
     seconds: float  # for one answer
+    is_site: Callable[[str], bool]  # of the run: nobody else is sent the base
 
     def greet(self, node: int, is_wanted: Callable[[], bool]) -> Greeting:
         """Return what the node said, once it has all that it needs.
@@ -100,25 +102,35 @@ class Greeter:
         answer = converse(self.post, node, data, self.seconds, is_wanted)
         try:
             greeting = read_greeting(answer)
+            if greeting.problem or not self.is_site(greeting.site):
+                return greeting
             have = dict(greeting.have)
             while pieces := self._pieces(have):
                 answer = converse(self.post, node, pieces, self.seconds, is_wanted)
-                before, have = dict(have), {**have, **read_had(answer).have}
-                if have == before:
+                before, had = have, read_had(answer).have
+                have = {name: had.get(name, size) for name, size in before.items()}
+                if have == before or any(have[name] < before[name] for name in have):
                     raise UnheardError(f"node {node} does not keep what it is sent")
         except UnheardError as error:
             raise LineLost(error.problem) from error
         return greeting
 
     def _pieces(self, have: Mapping[str, int]) -> bytes:
-        """Return the next message's worth of what is missing; nothing once all is there."""
+        """Return the next message's worth of what is missing; nothing once all is there.
+
+        Raises:
+            LineLost: a file of the base cannot be read; who has it goes on.
+        """
         parts, contents, room = [], [], PIECES_BYTES
         for file in self.kit.files:
             offset = have.get(file.name, file.size)
             if offset < file.size and room:
-                with (self.base / file.name).open("rb") as content:
-                    content.seek(offset)
-                    contents.append(content.read(room))
+                try:
+                    with (self.base / file.name).open("rb") as content:
+                        content.seek(offset)
+                        contents.append(content.read(room))
+                except (OSError, ValueError) as error:
+                    raise LineLost(f"{file.name} of the base cannot be read: {error}") from error
                 parts.append(Part(file=file.name, offset=offset))
                 room -= len(contents[-1])
         if not parts:

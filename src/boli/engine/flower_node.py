@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from boli.durable import locked
 from boli.engine.flower_site import socket_path
-from boli.engine.flower_wire import Asked, Told, pack, split
+from boli.engine.flower_wire import MESSAGES_AT_ONCE, Asked, Told, pack, split
 from boli.engine.wire import Line, pack_message, unpack_message
 from boli.errors import BoliError
 from boli.rounds.transport import Instruction, Joined, Stop, Version, held_digest
@@ -141,8 +141,9 @@ class FlowerLink:
             self._num_waiting -= 1
             if self._line > asked.line:  # nobody waits for this answer any more
                 return pack("told", Told(line=self._line, life=self.life))
-            said = [*self._to_say, *filter(None, [self._figures])]
-            self._to_say, self._figures = [], b""
+            most = MESSAGES_AT_ONCE - 1
+            said = [*self._to_say[:most], *filter(None, [self._figures])]
+            self._to_say, self._figures = self._to_say[most:], b""
             self._changed.notify_all()
             return pack("told", Told(line=self._line, life=self.life), said)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from boli.engine.flower_wire import Greeting
 from boli.engine.local import HEADERS_BYTES
 from boli.rounds.update import Spans
+
+LINES_AHEAD = 1 << 42  # of now, 139 years: no clock of a coordinator went further back
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,8 @@ class Answered:
     line: int
     data: bytes
     lost: str = ""
+
+
+def line_now() -> int:
+    """Return the line of a node that sits down now, in milliseconds."""
+    return time.time_ns() // 1_000_000

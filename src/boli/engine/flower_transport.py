@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from boli.engine.flower_greeter import Greeter, LineLost, Post, converse
-from boli.engine.flower_seat import Answered, Greeted, Pace, Seat, Seen
+from boli.engine.flower_seat import LINES_AHEAD, Answered, Greeted, Pace, Seat, Seen, line_now
 from boli.engine.flower_wire import Asked, UnheardError, pack, read_told
 from boli.engine.local import RESTARTS_BORNE
 from boli.engine.wire import FIGURES, Failing, Joining, pack_message, unpack_message
@@ -60,8 +60,10 @@ class FlowerTransport:
         pace: Pace | None = None,
     ) -> None:
         self._post, self._kit, self._pace = post, kit, pace or Pace()
-        self._greeter = Greeter(post, kit, base, self._pace.ttl_seconds)
         self._seats: dict[str, Seat] = {}
+        self._greeter = Greeter(
+            post, kit, base, self._pace.ttl_seconds, lambda site: site in self._seats
+        )
         self._nodes: dict[int, float] = {}  # when to ask a node who it is; inf: not again
         self._incoming: queue.SimpleQueue[Seen | Greeted | Answered | Exception] = (
             queue.SimpleQueue()
@@ -165,7 +167,9 @@ class FlowerTransport:
 
     def _greet(self, node: int) -> None:
         try:
-            greeting = self._greeter.greet(node, lambda: not self._closed.is_set())
+            greeting = self._greeter.greet(
+                node, lambda: node in self._nodes and not self._closed.is_set()
+            )
         except LineLost as lost:
             log.info("node %d did not say who it is: %s", node, lost)
             self._incoming.put(Greeted(node, None))
@@ -193,7 +197,7 @@ class FlowerTransport:
             return [Failed(seat.site, greeting.problem, greeting.hint)]
         seat.node = seat.last_node = node
         # Above every line of the run's coordinators before this one.
-        seat.line = max(seat.line + 1, time.time_ns() // 1_000_000)
+        seat.line = max(seat.line + 1, line_now())
         return []
 
     # Exchanges
@@ -247,6 +251,8 @@ class FlowerTransport:
             if len(found.data) > seat.largest_bytes:
                 raise UnheardError(f"{len(found.data)} bytes, above {seat.largest_bytes}")
             told, messages = read_told(found.data)
+            if told.line > line_now() + LINES_AHEAD:
+                raise UnheardError(f"line {told.line}, which no coordinator had")
         except UnheardError as error:
             return [Malformed(seat.site, error.problem[:200]), *self._break(seat, "malformed")]
         if told.lost:

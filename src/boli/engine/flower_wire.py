@@ -9,18 +9,20 @@ counts: the engine knows from which Flower node it came.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
+from boli.engine.wire import Told as Words
 from boli.engine.wire import pack_message, unpack_message
 from boli.errors import TransportError
-from boli.rounds.update import Message
+from boli.rounds.update import Count, Message
 from boli.site.kit import Kit
 
 RUN = r"^[a-z0-9][a-z0-9-]{0,60}$"  # also the name of a folder at the site
 Form = TypeVar("Form", bound=Message)
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,150}$"
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,150}$")]  # of a file
+MESSAGES_AT_ONCE = 32  # from a node: each may take a megabyte of facts, and time to read them
 
 
 class UnheardError(TransportError):
@@ -36,18 +38,18 @@ class Hello(Message):
 class Greeting(Message):
     """Answers `Hello`."""
 
-    site: str = ""  # as its owner set it; "" : none, it belongs to somebody else
-    have: dict[str, int] = Field(
+    site: Words = ""  # as its owner set it; "" : none, it belongs to somebody else
+    have: dict[Name, Count] = Field(
         default_factory=dict
     )  # files of the base that are not whole here, and bytes so far
-    problem: str = ""  # why it cannot take part
-    hint: str = ""
+    problem: Words = ""  # why it cannot take part
+    hint: Words = ""
 
 
 class Part(Message):
     """Some bytes of a file of the base."""
 
-    file: str = Field(pattern=NAME)
+    file: Name
     offset: int = Field(0, ge=0)
 
 
@@ -56,13 +58,13 @@ class Pieces(Message):
 
     run: str = Field(pattern=RUN)
     parts: tuple[Part, ...]
-    sizes: tuple[int, ...]
+    sizes: tuple[Count, ...]
 
 
 class Had(Message):
     """Answers `Pieces`: what is here of each file by now."""
 
-    have: dict[str, int]
+    have: dict[Name, Count]
 
 
 class Asked(Message):
@@ -73,16 +75,16 @@ class Asked(Message):
     life: str = ""  # of the process that the bundle is for; "": any
     hold_seconds: float = Field(ge=0, allow_inf_nan=False)  # wait so long for something to say
     start: bool = True  # the node's process, where there is none
-    sizes: tuple[int, ...] = ()  # of the messages in the payload
+    sizes: tuple[Count, ...] = ()  # of the messages in the payload
 
 
 class Told(Message):
     """Answers `Asked` with a bundle."""
 
-    line: int = Field(0, ge=0)  # the highest that the node knows
+    line: Count = 0  # the highest that the node knows
     life: str = Field("", max_length=32)  # of the node's process
-    lost: str = Field("", max_length=300)  # how the process ended, if it did before it answered
-    sizes: tuple[int, ...] = Field((), max_length=1000)
+    lost: Words = ""  # how the process ended, if it did before it answered
+    sizes: tuple[Count, ...] = Field((), max_length=MESSAGES_AT_ONCE)
 
 
 def pack(kind: str, body: Message, messages: Sequence[bytes] = ()) -> bytes:

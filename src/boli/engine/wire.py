@@ -60,12 +60,12 @@ class Joining(Message):
     held_digest: int
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Return a site's words as one line that no terminal takes for a command."""
     return "".join(" " if unicodedata.category(one) == "Cc" else one for one in text[:500])
 
 
-Told = Annotated[str, AfterValidator(_harmless)]  # goes into the journal and onto the display
+Told = Annotated[str, AfterValidator(harmless)]  # goes into the journal and onto the display
 
 
 class Failing(Message):
@@ -75,4 +75,4 @@ class Failing(Message):
     hint: Told
 
 
-FIGURES = TypeAdapter(dict[str, float])  # of a measurement
+FIGURES = TypeAdapter(Annotated[dict[Short, float], Field(max_length=100)])  # of a measurement

@@ -45,6 +45,7 @@ from boli.rounds.update import Order, Release, UpdateHeader
 from boli.site.kit import BaseFile, Kit
 
 JOB = Job(ranks={"arrah": None, "gaya": None})
+BARE_KIT = Kit(run="run", plan={}, origin="none")
 
 
 # Bytes in Flower's records
@@ -112,6 +113,7 @@ class ScriptedPost:
 
     names: dict[int, str]  # node to the site that it claims to be
     answers: dict[int, list[Any]] = field(default_factory=dict)  # told bundles, or problems
+    greetings: dict[int, list[bytes]] = field(default_factory=dict)  # before the usual ones
     poses: dict[int, int] = field(default_factory=dict)  # node to the one that Flower says it is
     asked: list[tuple[int, Asked, list[bytes]]] = field(default_factory=list)
     _replies: dict[str, Reply] = field(default_factory=dict)
@@ -124,7 +126,9 @@ class ScriptedPost:
         message, source = str(next(self._numbers)), self.poses.get(node, node)
         kind, body, payload = unpack_message(data)
         if kind == "hello":
-            self._replies[message] = Reply(node, pack("greeting", Greeting(site=self.names[node])))
+            usual = pack("greeting", Greeting(site=self.names[node]))
+            scripted = self.greetings.get(node)
+            self._replies[message] = Reply(node, scripted.pop(0) if scripted else usual)
             return message
         asked = Asked.model_validate(body)
         self.asked.append((node, asked, split(asked.sizes, payload)))
@@ -148,13 +152,12 @@ class ScriptedPost:
 @pytest.fixture
 def transport_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Any:  # (post) -> FlowerTransport
+) -> Any:  # (post, kit) -> FlowerTransport
     monkeypatch.setattr("boli.engine.flower_transport.LOOK_SECONDS", 0.05)
     monkeypatch.setattr("boli.engine.flower_transport.AGAIN_SECONDS", 0.05)
     opened: list[FlowerTransport] = []
 
-    def make(post: Any) -> FlowerTransport:
-        kit = Kit(run="run", plan={}, origin="none")
+    def make(post: Any, kit: Kit = BARE_KIT) -> FlowerTransport:
         one = FlowerTransport(post, kit, tmp_path, pace=Pace(0.1, 0.2, 5.0))
         theta = np.zeros(LAYOUT.size, np.float32)
         one.start(JOB.views, Release(0, LAYOUT.digest, theta))
@@ -291,6 +294,87 @@ def test_node_that_ends_again_and_again_fails(
     assert "exit code 1" in failed.hint
 
 
+# Nodes with bad intent, and sites that are mended
+
+
+HUGE = int("9" * 4300)  # the longest that Python reads: a digit more, and it raises
+ESCAPE = "\x1b[2J\x07" + "x" * 9000
+
+
+def joins_beside(transport: FlowerTransport) -> None:
+    """Check that the other site takes part."""
+    while not any(one.site == "arrah" for one in arrivals_until(transport, Joined)):
+        pass
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        pytest.param({"site": "gaya", "have": {"model.safetensors": -1}}, id="before its start"),
+        pytest.param({"site": "gaya", "have": {"model.safetensors": HUGE}}, id="beyond its end"),
+        pytest.param({"site": "patna", "have": {"model.safetensors": -1}}, id="of no site"),
+        pytest.param({"site": "gaya", "have": {"../plan.json": 0}}, id="of another folder"),
+        pytest.param({"site": 5}, id="no name"),
+    ],
+)
+def test_greeting_that_is_none_costs_its_node_the_greeting_and_nobody_the_run(
+    transport_over: Callable[..., FlowerTransport], facts: dict[str, Any], tmp_path: Path
+) -> None:
+    post = ScriptedPost({7: "gaya", 8: "arrah"}, {8: [("a", [joining()])] * 20})
+    post.greetings[7] = [pack_message("greeting", facts)] * 99
+    post.greetings[8] = [pack("greeting", Greeting(site="arrah"))] * 99
+    transport = transport_over(post, kit_with_base(tmp_path))
+    joins_beside(transport)
+    for _ in range(5):
+        transport.receive(0.1)
+    assert 7 not in {node for node, _, _ in post.asked}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        pytest.param({"line": 1, "sizes": [HUGE, HUGE]}, id="sizes whose sum cannot be written"),
+        pytest.param({"line": HUGE}, id="a line that cannot be counted on"),
+        pytest.param({"line": 2**53}, id="a line that no coordinator had"),
+        pytest.param({"line": 1, "sizes": [0] * 33}, id="more messages than any node says"),
+    ],
+)
+def test_answer_with_figures_out_of_bounds_is_malformed_and_the_site_is_asked_on(
+    transport_over: Callable[[Any], FlowerTransport], facts: dict[str, Any]
+) -> None:
+    answers: list[Any] = [("a", [joining()]), pack_message("told", facts), ("a", [joining()])]
+    post = ScriptedPost({7: "gaya"}, {7: answers})
+    transport = transport_over(post)
+    arrivals_until(transport, Joined)
+    transport.send_order(order("gaya"))
+    assert [type(one) for one in arrivals_until(transport, Left)] == [Malformed, Left]
+    arrivals_until(transport, Joined)
+    assert post.asked[-1][1].line < 2**53
+
+
+def test_words_of_a_node_are_cut_and_no_command_for_a_terminal(
+    transport_over: Callable[[Any], FlowerTransport], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "flwr.boli")
+    post = ScriptedPost({6: "", 7: "gaya", 8: "arrah"})
+    said = {"site": "gaya", "problem": ESCAPE, "hint": ESCAPE}
+    post.greetings[6] = [pack_message("greeting", {"site": ESCAPE})]
+    post.greetings[7] = [pack_message("greeting", said)]
+    lost = pack_message("told", {"line": 1, "lost": ESCAPE})
+    post.answers[8] = [("a", [joining()]), ESCAPE, ("a", [joining()]), lost]
+    transport = transport_over(post)
+    found: list[Any] = []
+    while sum(isinstance(one, Left) for one in found) < 2 or "no site" not in caplog.text:
+        found += arrivals_until(transport, Left)
+        if isinstance(found[-1], Joined):
+            transport.send_order(order("arrah"))
+    words = [one.reason for one in found if isinstance(one, Left)]
+    words += [word for one in found if isinstance(one, Failed) for word in (one.problem, one.hint)]
+    words += [record.getMessage() for record in caplog.records]
+    assert sum("xxx" in word for word in words) >= 6
+    assert not [word for word in words if "\x1b" in word or "\x07" in word or len(word) > 600]
+
+
 class BadReplyGrid:
     """A Grid over which a reply came that Flower cannot read, or that is gone itself."""
 
@@ -335,6 +419,17 @@ def test_what_a_node_said_on_an_older_line_is_dropped_and_the_older_line_hears_n
     assert ask(link, 5)[1] == []
 
 
+def test_node_with_much_to_say_says_no_more_at_once_than_a_coordinator_takes() -> None:
+    link = FlowerLink()
+    assert ask(link, 1)[1] == []
+    for number in range(40):
+        link._say(b"%d" % number)
+    link.measure({"step": 1.0})
+    first, rest = ask(link, 1)[1], ask(link, 1)[1]
+    assert (len(first), len(rest)) == (32, 9)
+    assert [*first[:31], *rest] == [b"%d" % number for number in range(40)]
+
+
 # A site
 
 
@@ -377,6 +472,47 @@ def test_run_that_is_no_name_of_a_folder_is_refused(run: str, tmp_path: Path) ->
         answer(pack_message("asked", facts), settings_for(tmp_path))
 
 
+def is_gaya(site: str) -> bool:
+    return site == "gaya"
+
+
+@dataclass
+class NeverWholePost:
+    """A node that lacks all of the base, and says of what it is sent what a test says."""
+
+    sites: list[str]
+    had: list[dict[str, int]] = field(default_factory=list)
+    num_pieces: int = 0
+    _replies: dict[str, Reply] = field(default_factory=dict)
+
+    def node_ids(self) -> set[int]:
+        return {7}
+
+    def send(self, node: int, data: bytes, ttl_seconds: float) -> str:
+        kind, _, _ = unpack_message(data)
+        if kind == "hello":
+            said = Greeting(site=self.sites[0], have={"model.safetensors": 0})
+            self._replies["m"] = Reply(node, pack("greeting", said))
+        else:
+            self.num_pieces += 1
+            self._replies["m"] = Reply(node, pack_message("had", {"have": self.had.pop(0)}))
+        return "m"
+
+    def fetch(self, message: str) -> Reply | None:
+        return self._replies.pop(message, None)
+
+
+def kit_with_base(folder: Path) -> Kit:
+    write_file(folder / "model.safetensors", b"abc")
+    sha256 = hashlib.sha256(b"abc").hexdigest()
+    files = (BaseFile(name="model.safetensors", size=3, sha256=sha256),)
+    return Kit(run="run", plan={}, files=files)
+
+
+def greeter_over(post: NeverWholePost, folder: Path) -> Greeter:
+    return Greeter(post, kit_with_base(folder), folder, 5.0, is_gaya)
+
+
 def test_base_arrives_in_pieces_and_an_interrupted_one_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,7 +532,7 @@ def test_base_arrives_in_pieces_and_an_interrupted_one_goes_on(
             sent.append(node)
             return super().send(node, data, ttl_seconds)
 
-    greeter = Greeter(CountedPost({7: settings}), kit, base, 5.0)
+    greeter = Greeter(CountedPost({7: settings}), kit, base, 5.0, is_gaya)
     with pytest.raises(flower_greeter.LineLost):
         greeter.greet(7, lambda: len(sent) < 4)
     greeting = greeter.greet(7, lambda: True)
@@ -407,6 +543,30 @@ def test_base_arrives_in_pieces_and_an_interrupted_one_goes_on(
     assert not folder.missing(kit)
     assert not list(folder.base_folder(kit).glob(".*"))
     assert not greeter.greet(7, lambda: True).have
+
+
+def test_node_that_names_no_site_of_the_run_is_not_sent_the_base(tmp_path: Path) -> None:
+    post = NeverWholePost(["patna"])
+    assert greeter_over(post, tmp_path).greet(7, lambda: True).site == "patna"
+    assert not post.num_pieces
+
+
+@pytest.mark.parametrize(
+    "had",
+    [
+        pytest.param([{"model.safetensors": 1}, {"model.safetensors": 0}] * 9, id="less"),
+        pytest.param([{f"file-{i}": i} for i in range(99)], id="other files"),
+        pytest.param([{"model.safetensors": -1}], id="below zero"),
+        pytest.param([{"model.safetensors": 10**4000}], id="beyond all"),
+    ],
+)
+def test_node_that_does_not_keep_what_it_is_sent_is_left(
+    had: list[dict[str, int]], tmp_path: Path
+) -> None:
+    post = NeverWholePost(["gaya"], had)
+    with pytest.raises(flower_greeter.LineLost):
+        greeter_over(post, tmp_path).greet(7, lambda: True)
+    assert post.num_pieces <= 2
 
 
 def test_altered_piece_is_not_kept(tmp_path: Path) -> None:
