@@ -41,11 +41,23 @@ class Seat:
     waiting: list[bytes] = field(default_factory=list)
     awaited: int | None = None  # sequence of the order that is not answered yet
     in_flight: bool = False
+    seated_at: float = 0.0  # monotonic, when the node sat down
     spoke_at: float = 0.0  # monotonic, of the last reply
     restarts: int = 0
     failures: int = 0  # ends of its process, since the last update
-    failed: bool = False
+    failed: bool = False  # it could not do its work, and has not joined since
+    problem: str = ""  # why
     bytes_down: int = 0
+
+    def sit(self, node: int) -> None:
+        """Let a node speak for the site, on a line above those of all coordinators before."""
+        self.node = self.last_node = node
+        self.line = max(self.line + 1, line_now())
+        self.seated_at = time.monotonic()
+
+    def has_sat(self, seconds: float) -> bool:
+        """Tell whether the node is there for so long."""
+        return time.monotonic() - self.seated_at >= seconds
 
     @property
     def largest_bytes(self) -> int:

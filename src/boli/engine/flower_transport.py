@@ -43,6 +43,7 @@ from boli.site.kit import Kit
 
 LOOK_SECONDS = 2.0  # between two looks at which nodes are connected
 AGAIN_SECONDS = 5.0  # before a node that was lost, or whose site is taken, is asked again
+MEND_SECONDS = 30.0  # before a site that cannot do its work is asked again: it may be mended
 STOP_SECONDS = 30.0
 
 log = logging.getLogger("flwr.boli")  # Flower shows what its own logger gets
@@ -185,7 +186,7 @@ class FlowerTransport:
             self._nodes[node] = time.monotonic() + AGAIN_SECONDS
             return []
         seat = self._seats.get(greeting.site)
-        if seat is None or seat.failed:
+        if seat is None:
             log.info("node %d is no site of this run: %s", node, greeting.site or "it names none")
             return []
         if seat.node is not None:
@@ -193,11 +194,9 @@ class FlowerTransport:
             self._nodes[node] = time.monotonic() + 2 * AGAIN_SECONDS
             return []
         if greeting.problem:
-            seat.failed = True
-            return [Failed(seat.site, greeting.problem, greeting.hint)]
-        seat.node = seat.last_node = node
-        # Above every line of the run's coordinators before this one.
-        seat.line = max(seat.line + 1, line_now())
+            self._nodes[node] = time.monotonic() + MEND_SECONDS
+            return self._fail(seat, greeting.problem, greeting.hint)
+        seat.sit(node)
         return []
 
     # Exchanges
@@ -207,7 +206,7 @@ class FlowerTransport:
         self._ask_names()
         now = time.monotonic()
         for seat in self._seats.values():
-            if seat.node is None or seat.in_flight or seat.failed:
+            if seat.node is None or seat.in_flight:
                 continue
             if not seat.joined or seat.awaited is not None:
                 self._exchange(seat, self._pace.hold_seconds)
@@ -265,9 +264,13 @@ class FlowerTransport:
             arrivals += self._vacate(seat, "its process ended")
             seat.restarts += 1
         seat.life = told.life
-        return arrivals + [self._read(seat, message) for message in messages]
+        for message in messages:
+            arrivals += self._read(seat, message)
+            if seat.node is None:
+                break  # what it said was its last word
+        return arrivals
 
-    def _read(self, seat: Seat, message: bytes) -> Arrival:
+    def _read(self, seat: Seat, message: bytes) -> list[Arrival]:
         try:
             kind, body, payload = unpack_message(message)
             match kind:
@@ -276,21 +279,21 @@ class FlowerTransport:
                     seat.failures = 0
                     if header.sequence == seat.awaited:
                         seat.awaited = None
-                    return Delivery(seat.site, Update(header, payload))
+                    return [Delivery(seat.site, Update(header, payload))]
                 case "measure":
-                    return Measurement(seat.site, FIGURES.validate_python(body))
+                    return [Measurement(seat.site, FIGURES.validate_python(body))]
                 case "join":
-                    return self._join(seat, Joining.model_validate(body))
+                    return [self._join(seat, Joining.model_validate(body))]
                 case "failed":
                     failing = Failing.model_validate(body)
-                    seat.failed = True
-                    return Failed(seat.site, failing.problem, failing.hint)
-            return Malformed(seat.site, f"unknown kind {kind[:20]!r}")
+                    return self._fail(seat, failing.problem, failing.hint)
+            return [Malformed(seat.site, f"unknown kind {kind[:20]!r}")]
         except (TransportError, ValidationError) as error:
-            return Malformed(seat.site, str(error).splitlines()[0][:200])
+            return [Malformed(seat.site, str(error).splitlines()[0][:200])]
 
     def _join(self, seat: Seat, found: Joining) -> Joined:
-        seat.joined, seat.held = True, (found.held_version, found.held_digest)
+        seat.joined, seat.failed = True, False
+        seat.held = (found.held_version, found.held_digest)
         seat.waiting, seat.awaited = [], None
         return Joined(seat.site, found.layout, found.num_lines, *seat.held, seat.restarts)
 
@@ -298,17 +301,23 @@ class FlowerTransport:
         """Note that a node's process ended; the next message starts it again, up to a limit."""
         seat.failures += 1
         seat.restarts += 1
-        arrivals = self._break(seat, reason)
         if seat.failures <= RESTARTS_BORNE:
-            return arrivals
-        seat.failed = True
-        problem = f"ended {seat.failures} times without an update"
-        return [*arrivals, Failed(seat.site, problem, reason)]
+            return self._break(seat, reason)
+        return self._fail(seat, f"ended over {RESTARTS_BORNE} times without an update", reason)
+
+    def _fail(self, seat: Seat, problem: str, hint: str) -> list[Arrival]:
+        """Let a site rest that cannot do its work; the same reason is not told twice in a row."""
+        is_news = not seat.failed or problem != seat.problem
+        seat.failed, seat.problem = True, problem
+        if seat.node is not None:
+            self._break(seat, problem)
+        return [Failed(seat.site, problem, hint)] if is_news else []
 
     def _break(self, seat: Seat, reason: str) -> list[Arrival]:
         """Give up a line: the node is asked again who it is, and then what it holds."""
         if seat.node in self._nodes:
-            delay = AGAIN_SECONDS if seat.failures > 1 or not seat.joined else 0.0
+            held = seat.joined and seat.failures <= 1 and seat.has_sat(AGAIN_SECONDS)
+            delay = MEND_SECONDS if seat.failed else 0.0 if held else AGAIN_SECONDS
             self._nodes[seat.node] = time.monotonic() + delay
         log.info("the line to site %s is lost: %s", seat.site, reason)
         seat.node, seat.life, seat.in_flight = None, "", False
@@ -346,7 +355,7 @@ class FlowerTransport:
                 self._put(seat, "stop", {})
                 self._exchange(seat, 0.0, start=False)
         return any(
-            seat.in_flight or (seat.site not in told and seat.last_node in self._nodes)
+            seat.in_flight
+            or (seat.site not in told and seat.last_node in self._nodes and not seat.failed)
             for seat in self._seats.values()
-            if not seat.failed
         )

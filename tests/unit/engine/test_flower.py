@@ -290,7 +290,7 @@ def test_node_that_ends_again_and_again_fails(
     lost = pack("told", Told(lost="the node ended at once with exit code 1"))
     post = ScriptedPost({7: "gaya"}, {7: [lost] * 20})
     (failed,) = arrivals_until(transport_over(post), Failed)
-    assert "6 times without an update" in failed.problem
+    assert "over 5 times without an update" in failed.problem
     assert "exit code 1" in failed.hint
 
 
@@ -373,6 +373,49 @@ def test_words_of_a_node_are_cut_and_no_command_for_a_terminal(
     words += [record.getMessage() for record in caplog.records]
     assert sum("xxx" in word for word in words) >= 6
     assert not [word for word in words if "\x1b" in word or "\x07" in word or len(word) > 600]
+
+
+def test_site_whose_problem_was_mended_takes_part_again(
+    transport_over: Callable[[Any], FlowerTransport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("boli.engine.flower_transport.MEND_SECONDS", 0.2)
+    failing = pack_message("failed", {"problem": "no text", "hint": "mount it"})
+    answers: list[Any] = [("a", [failing]), ("b", [failing, joining()]), ("c", [joining()])]
+    post = ScriptedPost({7: "gaya"}, {7: [*answers, ("c", [update("gaya")])]})
+    bad = pack("greeting", Greeting(site="gaya", problem="no folder", hint="mount it"))
+    post.greetings[7] = [bad, bad]
+    transport = transport_over(post)
+    found = arrivals_until(transport, Joined)
+    told = [one.problem if isinstance(one, Failed) else type(one) for one in found]
+    assert told == ["no folder", "no text", Joined], "what did not change was told again"
+    transport.send_order(order("gaya"))
+    assert arrivals_until(transport, Delivery)
+
+
+def test_site_that_cannot_take_part_is_not_asked_all_the_time(
+    transport_over: Callable[[Any], FlowerTransport],
+) -> None:
+    post = ScriptedPost({7: "gaya"})
+    post.greetings[7] = [pack("greeting", Greeting(site="gaya", problem="no folder"))] * 9
+    transport = transport_over(post)
+    arrivals_until(transport, Failed)
+    for _ in range(5):
+        transport.receive(0.1)
+    assert len(post.greetings[7]) == 8
+
+
+def test_line_that_breaks_at_once_is_not_made_again_at_once(
+    transport_over: Callable[[Any], FlowerTransport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = ScriptedPost({7: "gaya"}, {7: [("a", [joining()]), "error 5: gone"] * 9})
+    transport = transport_over(post)
+    monkeypatch.setattr("boli.engine.flower_transport.AGAIN_SECONDS", 60.0)
+    arrivals_until(transport, Joined)
+    transport.send_order(order("gaya"))
+    arrivals_until(transport, Left)
+    for _ in range(5):
+        assert not transport.receive(0.1)
+    assert len(post.asked) == 2
 
 
 class BadReplyGrid:
