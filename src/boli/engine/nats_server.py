@@ -26,6 +26,7 @@ from boli.errors import TransportError
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 RELOAD_SECONDS = 0.5
+LOOK_SECONDS = 5.0  # between two looks at which program a process is
 
 
 def server_binary() -> str:
@@ -64,6 +65,8 @@ class Server:
     listen: Address
     disk_bytes: int = 20 << 30
     _process: subprocess.Popen[bytes] | None = None
+    _taken: int | None = None  # process of one that was taken over
+    _looked_at: float = 0.0
     _guard: threading.Thread | None = None
     _stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -139,10 +142,20 @@ class Server:
     def _watch(self, binary: str) -> None:
         """Start the server again when it ends."""
         while not self._stopping.wait(0.2):
-            gone = self._process.poll() is not None if self._process else not running(self.folder)
-            if gone and not self._stopping.is_set():
+            if self._is_gone() and not self._stopping.is_set():
                 self._spawn(binary)
                 self._stopping.wait(0.5)
+
+    def _is_gone(self) -> bool:
+        if self._process is not None:
+            return self._process.poll() is not None
+        now = time.monotonic()
+        is_known = self._taken is not None and _is_alive(self._taken, None)
+        if is_known and now - self._looked_at < LOOK_SECONDS:
+            return False
+        # Rarely, for it may cost a process each time: the number may be another program's by now.
+        self._taken, self._looked_at = running(self.folder), now
+        return self._taken is None
 
     def stop(self) -> None:
         """End the server; what its streams hold stays on the disk."""
@@ -164,19 +177,39 @@ class Server:
 
 
 def running(folder: Path) -> int | None:
-    """Return the process of this folder's server, if it runs."""
+    """Return the process of this folder's server, if it runs.
+
+    Raises:
+        TransportError: there is a process, and no way to see whether it is the server.
+    """
     try:
         pid = int((folder / "server.pid").read_text())
-        os.kill(pid, 0)
-        command = subprocess.run(
+    except (OSError, ValueError):
+        return None
+    if not _is_alive(pid, None):
+        return None
+    return pid if str((folder / "server.conf").resolve()) in _command_of(pid) else None
+
+
+def _command_of(pid: int) -> str:
+    """Return a process's command line; empty where it has ended."""
+    if Path("/proc/self/cmdline").exists():
+        try:
+            return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes())
+        except OSError:
+            return ""
+    try:
+        return subprocess.run(
             ["ps", "-ww", "-o", "args=", "-p", str(pid)],
             capture_output=True,
             text=True,
             check=False,
         ).stdout
-    except (OSError, ValueError):
-        return None
-    return pid if str((folder / "server.conf").resolve()) in command else None
+    except OSError:
+        raise TransportError(
+            f"cannot see whether process {pid} is the server: there is neither /proc nor ps",
+            "install the command ps (package procps)",
+        ) from None
 
 
 def reload(folder: Path) -> bool:
@@ -205,7 +238,7 @@ def readmit(folder: Path) -> bool:
 def _is_alive(pid: int, process: subprocess.Popen[bytes] | None) -> bool:
     if process is not None and process.pid == pid:
         return process.poll() is None
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(OSError):  # somebody else's process is no server of ours
         os.kill(pid, 0)
         return True
     return False
