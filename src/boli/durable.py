@@ -175,6 +175,18 @@ class Generations:
         return None
 
 
+def is_locked(folder: Path) -> bool:
+    """Tell whether a process holds `folder`."""
+    try:
+        with (folder / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 @contextlib.contextmanager
 def locked(folder: Path, what: str, patience_seconds: float = 0.0) -> Iterator[None]:
     """Hold `folder` for this process alone; the kernel lets go when the process ends.

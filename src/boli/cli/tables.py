@@ -160,6 +160,7 @@ def show_scores(scores: Sequence[Score]) -> None:
 
 def show_sites(guests: Mapping[str, Guest], runs: Sequence[Run]) -> None:
     """Print who was invited, and what the newest run's journal knows of each."""
+    from boli.durable import is_locked
     from boli.evaluation.presence import last_seen
 
     if not guests:
@@ -179,7 +180,7 @@ def show_sites(guests: Mapping[str, Guest], runs: Sequence[Run]) -> None:
             name,
             key,
             found.state,
-            f"{duration(time.time() - found.seconds)} ago",
+            f"{duration(time.time() - found.seconds)} ago" if found.seconds else "–",
             f"{found.tokens_per_second:,.0f}" if found.tokens_per_second else "–",
             duration(found.line_seconds) if found.line_seconds is not None else "–",
             str(found.version),
@@ -187,6 +188,8 @@ def show_sites(guests: Mapping[str, Guest], runs: Sequence[Run]) -> None:
             size(found.bytes_down),
         )
     Console(markup=False, emoji=False).print(table)
+    if not runs or not is_locked(runs[0].folder):
+        print("no coordinator runs here now; boli coordinator PLAN starts one, or goes on")
 
 
 def show_runs(runs: Sequence[Run], folder: Path) -> None:

@@ -5,14 +5,13 @@ docs/reference/report.md documents them field by field.
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from boli.durable import write_file
+from boli.durable import is_locked, write_file
 from boli.errors import RunError
 from boli.evaluation.page import page
 from boli.evaluation.told import Lane, Told, made
@@ -106,14 +105,7 @@ def _status(folder: Path, told: Told) -> str:
         return "finished"
     if told.stops and told.stops[-1]["resumed"] is None:
         return "interrupted"
-    try:
-        with (folder / "lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return "running"
-    except OSError:
-        pass
-    return "interrupted"
+    return "running" if is_locked(folder) else "interrupted"
 
 
 def _ratio(above: float, below: float) -> float | None:
