@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import boli
-from boli.errors import RunError, TransportError
+from boli.errors import BoliError, RunError, TransportError
 
 if TYPE_CHECKING:
     from boli.engine.identities import Address
@@ -72,9 +72,9 @@ def require_nats() -> None:
         )
 
 
-def state_of(site: str) -> Path:
-    """Return where a site's state lies by default."""
-    home = Path(os.environ.get("BOLI_HOME") or Path.home() / ".boli")
+def state_of(site: str, user: str = "") -> Path:
+    """Return where a site's state lies by default, for us or for another user."""
+    home = Path(os.environ.get("BOLI_HOME") or Path(f"~{user}").expanduser() / ".boli")
     return home / "sites" / site
 
 
@@ -138,20 +138,48 @@ def coordinator(
     finish_or_tell(watched_run(None if resume else loaded, resume, runs, engine), command)
 
 
-def _own_address(listen: Address) -> str:
-    """Return the address to write into invitations: the one this machine uses outward."""
-    from boli.engine.identities import Address
+def _own_address(folder: Path) -> Address:
+    """Return the address to write into invitations: the one this machine uses outward.
 
+    Raises:
+        TransportError: no coordinator said yet where it listens, or no way leads out.
+    """
+    from boli.engine.identities import Address
+    from boli.engine.nats_server import is_listen_known, saved_listen
+
+    if not is_listen_known(folder):
+        raise TransportError(
+            "it is not known yet where sites reach this coordinator",
+            "give the address: --address HOST:PORT; "
+            "or start boli coordinator PLAN --listen 0.0.0.0:4222 first",
+        )
+    listen = saved_listen(folder)
     if listen.host not in ("0.0.0.0", "::"):
-        return str(listen)
+        return listen
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # sends nothing; asks which way out there is
-            return str(Address(probe.getsockname()[0], listen.port))
+            return Address(probe.getsockname()[0], listen.port)
         except OSError:
             raise TransportError(
                 "this machine's own address is not known", "give it: --address HOST:PORT"
             ) from None
+
+
+def _warn(problem: str, hint: str) -> None:
+    print(f"warning: {problem}\n  {hint}", file=sys.stderr)
+
+
+def _warn_of_plan(site: str, runs: Path) -> None:
+    """Say where the newest run does not know a site; there may be another plan yet to come."""
+    with contextlib.suppress(BoliError):
+        for run in boli.list_runs(runs)[:1]:
+            names = [one.name for one in run.plan.site]
+            if site not in names:
+                _warn(
+                    f"the newest run, {run.id}, has no site {site}",
+                    f"its sites: {', '.join(names)}; {site} waits until a plan names it",
+                )
 
 
 def invite(
@@ -162,6 +190,7 @@ def invite(
         typer.Option(metavar="HOST:PORT", help="Where the site reaches this coordinator."),
     ] = None,
     folder: Folder = COORDINATOR,
+    runs: Runs = Path("runs"),
 ) -> None:
     """Write the one file with which a site comes in; an older one of the same site ends."""
     require_nats()
@@ -175,14 +204,29 @@ def invite(
         raise TransportError(
             f"{site!r} is no name for a site", "use small letters, digits and hyphens"
         )
-    reached = Address.of(address or _own_address(saved_listen(folder)))
+    reached = Address.of(address) if address else _own_address(folder)
     path = out or Path(f"{site}.boli")
     write_invitation(Identities(folder).invite(site, reached), path)
     running = readmit(folder)
     print(f"{path} lets {site} in at {reached}; give it to that site's people only")
     print(f"there: boli join {path.name} --data FOLDER-WITH-TEXT")
+    listen, option = saved_listen(folder), ""
+    if listen.is_loopback and listen != reached:
+        wanted = reached if reached.is_loopback else Address("0.0.0.0", reached.port)
+        option = f" --listen {wanted}"
     if not running:
-        print("its server does not run yet; it comes up with boli coordinator PLAN")
+        print(f"its server does not run yet; it comes up with boli coordinator PLAN{option}")
+    elif listen.is_loopback and not reached.is_loopback:
+        _warn(
+            f"the coordinator listens at {listen} only, where nobody elsewhere gets in",
+            f"stop it, then: boli coordinator PLAN{option}",
+        )
+    if reached.is_loopback and not address:
+        _warn(
+            f"{reached} is this machine only: nobody elsewhere gets in with this file",
+            f"for a site elsewhere: boli invite {site} --address HOST:PORT",
+        )
+    _warn_of_plan(site, runs)
 
 
 def revoke(
@@ -221,11 +265,13 @@ def join(
     from boli.engine.identities import Invitation
 
     found = Invitation.read(invitation)
-    place = (state or state_of(found.site)).resolve()
+    user = _unit_user() if systemd else ""
+    place = (state or state_of(found.site, user)).resolve()
     if not data.is_dir():
         raise RunError(f"{data} is not a folder", "give the folder with the site's text: --data")
     if systemd:
-        print(_unit(invitation.resolve(), data.resolve(), place, base and base.resolve()))
+        paths = invitation.resolve(), data.resolve(), place, base and base.resolve()
+        print(_unit(user or "root", *paths))
         return
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from boli.durable import locked
@@ -244,10 +290,23 @@ def _say(line: str) -> None:
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}", flush=True)
 
 
-def _unit(invitation: Path, data: Path, state: Path, base: Path | None) -> str:
+def _unit_user() -> str:
+    """Return who the node is to run as: who called us, also through sudo; empty: not known."""
+    user = os.environ.get("USER", "")
+    return os.environ.get("SUDO_USER", user) if user in ("", "root") else user
+
+
+def _quoted(word: object, *, is_program: bool = False) -> str:
+    """Return a word of a command as systemd reads it back; a program's name has no variables."""
+    text = str(word).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{text}"' if is_program else f'"{text.replace("$", "$$")}"'
+
+
+def _unit(user: str, invitation: Path, data: Path, state: Path, base: Path | None) -> str:
     words: list[Any] = ["join", invitation, "--data", data, "--state", state]
     words += ["--base", base] if base else []
-    command = " ".join(f'"{word}"' for word in [Path(sys.argv[0]).resolve(), *words])
+    program = _quoted(Path(sys.argv[0]).resolve(), is_program=True)
+    command = " ".join([program, *map(_quoted, words)])
     return f"""# Save as /etc/systemd/system/boli-join.service, then:
 #   systemctl daemon-reload && systemctl enable --now boli-join
 [Unit]
@@ -259,7 +318,7 @@ After=network-online.target
 ExecStart={command}
 Restart=always
 RestartSec=10
-User={os.environ.get("USER") or "root"}
+User={user}
 Nice=10
 
 [Install]

@@ -50,6 +50,11 @@ class Address:
             raise TransportError(f"{text!r} is no address", "write HOST:PORT, as in 10.0.0.5:4222")
         return cls(host, int(port))
 
+    @property
+    def is_loopback(self) -> bool:
+        """Tell whether it leads nowhere but to the machine that asks."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 

@@ -44,14 +44,20 @@ def server_binary() -> str:
     return found
 
 
+def is_listen_known(folder: Path) -> bool:
+    """Tell whether a coordinator ran here before, and said where it listens."""
+    return (folder / "listen").exists()
+
+
 def saved_listen(folder: Path) -> Address:
     """Return where this folder's server listens, or will by default.
 
     Raises:
         TransportError: the note of it is not whole.
     """
-    path = folder / "listen"
-    return Address.of(path.read_text().strip()) if path.exists() else Address("127.0.0.1")
+    if not is_listen_known(folder):
+        return Address("127.0.0.1")
+    return Address.of((folder / "listen").read_text().strip())
 
 
 @dataclass
@@ -101,8 +107,12 @@ class Server:
         self._guard.start()
 
     def write_settings(self) -> None:
-        """Write the configuration with the sites that there are now."""
+        """Write the configuration, and remember where the server listens."""
         write_file(self.folder / "listen", str(self.listen).encode())
+        self.write_sites()
+
+    def write_sites(self) -> None:
+        """Write the configuration with the sites that there are now."""
         folder = self.folder.resolve()
         text = settings(folder, self.listen, Identities(folder), self.disk_bytes)
         write_file(self.folder / "server.conf", text.encode())
@@ -230,8 +240,7 @@ def reload(folder: Path) -> bool:
 
 def readmit(folder: Path) -> bool:
     """Bring who may come in to a running server; tell whether there is one."""
-    server = Server(folder, saved_listen(folder))
-    server.write_settings()
+    Server(folder, saved_listen(folder)).write_sites()
     return reload(folder)
 
 
