@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 from federation import SITES, check_same_as_local, free_port
+from quadratic import Job
 
+from boli.engine.coordinator import Coordinator, stream_bytes
+from boli.engine.identities import Address
+from boli.engine.nats_server import reserved_bytes
+from boli.errors import StorageError
+from boli.plan import Plan
+from boli.rounds.update import Release
 from boli.run import Run, list_runs
 
 ROUNDS = 3
@@ -98,3 +105,29 @@ def test_plan_over_nats_ends_with_the_bits_of_the_local_engine(
         assert sites[site].wait(20) == 0
         assert "is over" in (tmp_path / f"{site}.log").read_text()
     assert Run(run.folder).adapter.is_dir()
+
+
+def test_server_reserves_just_what_the_coordinator_makes_room_for(
+    tiny_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, state = tiny_plan(tmp_path), Job().first_state()
+    views = dict.fromkeys(SITES, Job().views["gaya"])
+    entries = {
+        site: sum(stop - start for start, stop in spans) for site, (_, spans) in views.items()
+    }
+    needed = sum(map(stream_bytes, entries.values()))
+    place = Coordinator(tmp_path / "coordinator", Address("127.0.0.1", free_port()))
+    monkeypatch.setattr("boli.engine.nats_server.free_bytes", lambda _: needed)
+    with place.transport("run", plan, "some/base", None, entries) as transport:
+        transport.start(views, Release(0, state.layout, state.theta))
+        deadline = time.monotonic() + 20
+        while len(there := reserved_bytes(place.folder)) < 2 * len(SITES):
+            assert time.monotonic() < deadline, there
+            time.sleep(0.05)
+        assert sum(there.values()) == needed
+    monkeypatch.setattr("boli.engine.nats_server.free_bytes", lambda _: needed - 1)
+    with (
+        pytest.raises(StorageError, match="needs"),
+        place.transport("run", plan, "some/base", None, entries),
+    ):
+        pass

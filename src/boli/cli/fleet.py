@@ -109,6 +109,7 @@ def coordinator(
     from boli.engine.coordinator import Coordinator
     from boli.engine.identities import Address
     from boli.engine.nats_server import saved_listen
+    from boli.model.layout import Layout
 
     loaded = boli.load_plan(plan, overrides or ())
     found = [] if again else [run for run in boli.list_runs(runs) if run.plan == loaded]
@@ -128,7 +129,11 @@ def coordinator(
     @contextlib.contextmanager
     def engine(run: boli.Run, prepared: Prepared) -> Iterator[Transport]:
         versions = run.folder / "versions"
-        with place.transport(run.id, run.plan, prepared.base, versions) as transport:
+        entries = {
+            site: Layout.from_description(found).size
+            for site, found in prepared.site_layouts.items()
+        }
+        with place.transport(run.id, run.plan, prepared.base, versions, entries) as transport:
             yield transport
 
     resume = found[0].id if found else None

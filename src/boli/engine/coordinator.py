@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from boli.engine.identities import Address, Identities
+from boli.engine.identities import Address, Identities, down_stream, up_stream
 from boli.engine.nats_log import ServerLog
-from boli.engine.nats_server import Server
+from boli.engine.nats_server import STORE_BYTES, Server, reserved_bytes, running
+from boli.errors import StorageError
+from boli.evaluation.units import size
 from boli.rounds.transport import Refused, Transport
 from boli.site.kit import kit_of
 
 if TYPE_CHECKING:
     from boli.engine.nats import NatsTransport
     from boli.plan import Plan
+
+
+def stream_bytes(num_entries: int) -> int:
+    """Return what the server reserves for a site that trains so many entries, both ways."""
+    from boli.engine.nats import HEADERS_BYTES
+    from boli.engine.nats_streams import ROOM_BYTES
+
+    return 2 * (3 * (HEADERS_BYTES + 4 * num_entries) + ROOM_BYTES)
 
 
 @dataclass(frozen=True)
@@ -36,15 +46,22 @@ class Coordinator:
 
     @contextlib.contextmanager
     def transport(
-        self, run: str, plan: Plan, base: str, versions: Path | None
+        self,
+        run: str,
+        plan: Plan,
+        base: str,
+        versions: Path | None,
+        entries: Mapping[str, int],  # site to the number that it trains
     ) -> Iterator[Transport]:
         """Yield the coordinator's side, with the server up for as long.
 
         Raises:
+            StorageError: the streams of the plan's sites do not fit.
             TransportError: the server does not start, or is not reached.
         """
         server = Server(self.folder, self.listen)
         self.prepare()
+        self._make_room(server, entries)
         if self.connect is None:
             server.start()
         try:
@@ -54,6 +71,35 @@ class Coordinator:
         finally:
             if self.connect is None:
                 server.stop()
+
+    def _make_room(self, server: Server, entries: Mapping[str, int]) -> None:
+        """See to it that the streams fit: the server reserves all of them when they are made."""
+        ours = {name(site) for site in entries for name in (up_stream, down_stream)}
+        there = reserved_bytes(self.folder)
+        others = sum(number for name, number in there.items() if name not in ours)
+        needed = sum(map(stream_bytes, entries.values())) + others
+        process = running(self.folder)
+        can_size = self.connect is None and process is None
+        if can_size:
+            server.size_store(max(STORE_BYTES, needed))
+        if needed <= server.store_bytes:
+            return
+        hint = f"make room on the disk of {self.folder.resolve()}, or let the plan train less"
+        if not can_size:
+            which = f"process {process}" if process else f"at {self.connect}"
+            hint = f"stop the server that runs ({which})"
+            if self.connect is not None:
+                hint += ", raise max_file_store in server.conf (bytes), and start it again"
+        if others:
+            hint += (
+                f"; {size(others)} are of sites that the plan does not have: "
+                f"delete {self.folder / 'jetstream'} while no server runs"
+            )
+        raise StorageError(
+            f"what travels to and from {len(entries)} sites needs {size(needed)} of disk, "
+            f"and the server may have {size(server.store_bytes)}",
+            hint,
+        )
 
     def _refused(self, identities: Identities) -> Callable[[], Sequence[Refused]]:
         """Return what tells what the server refused; one that runs elsewhere keeps its log."""

@@ -6,7 +6,9 @@ The server binary comes with the extra `nats`, or from the system's packages.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -26,6 +28,8 @@ from boli.errors import TransportError
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 RELOAD_SECONDS = 0.5
+STORE_BYTES = 20 << 30  # for all streams, where the disk has it and they need no more
+LEFT_BYTES, LEFT_SHARE = 1 << 30, 0.1  # of the free disk, for all else: whichever is smaller
 LOOK_SECONDS = 5.0  # between two looks at which program a process is
 
 
@@ -69,7 +73,6 @@ class Server:
 
     folder: Path
     listen: Address
-    disk_bytes: int = 20 << 30
     _process: subprocess.Popen[bytes] | None = None
     _taken: int | None = None  # process of one that was taken over
     _looked_at: float = 0.0
@@ -113,8 +116,27 @@ class Server:
 
     def write_sites(self) -> None:
         """Write the configuration with the sites that there are now."""
+        self._write(self.store_bytes)
+
+    def size_store(self, wanted: int) -> None:
+        """Give the streams so many bytes, or what the disk has; not while the server runs.
+
+        It refuses all of its settings where the size is not the one that it was started with.
+        """
+        self._write(min(wanted, free_bytes(self.folder)))
+
+    @property
+    def store_bytes(self) -> int:
+        """Bytes that the streams may have reserved: as in the settings, if there are any yet."""
+        with contextlib.suppress(OSError):
+            text = (self.folder / "server.conf").read_text()
+            if found := re.search(r"^  max_file_store: (\d+)$", text, re.MULTILINE):
+                return int(found[1])
+        return min(STORE_BYTES, free_bytes(self.folder))
+
+    def _write(self, store_bytes: int) -> None:
         folder = self.folder.resolve()
-        text = settings(folder, self.listen, Identities(folder), self.disk_bytes)
+        text = settings(folder, self.listen, Identities(folder), store_bytes)
         write_file(self.folder / "server.conf", text.encode())
 
     def _spawn(self, binary: str) -> None:
@@ -184,6 +206,26 @@ class Server:
             os.kill(pid, signal.SIGKILL)
         if self._process is not None:
             self._process.wait()
+
+
+def free_bytes(folder: Path) -> int:
+    """Return what the streams can have of the disk: what they hold, and most of what is free."""
+    free = shutil.disk_usage(folder).free
+    held = 0
+    for path in (folder / "jetstream").rglob("*"):
+        with contextlib.suppress(OSError):
+            held += path.stat().st_size if path.is_file() else 0
+    return held + free - min(LEFT_BYTES, int(LEFT_SHARE * free))
+
+
+def reserved_bytes(folder: Path) -> dict[str, int]:
+    """Return what each stream on this folder's disk has reserved, by its name."""
+    found = {}
+    for path in (folder / "jetstream").glob("*/*/streams/*/meta.inf"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            stream = json.loads(path.read_bytes())
+            found[str(stream["name"])] = int(stream["max_bytes"])
+    return found
 
 
 def running(folder: Path) -> int | None:

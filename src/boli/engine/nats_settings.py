@@ -29,7 +29,7 @@ SITE_SUBSCRIPTIONS = 100
 STORED, ACKNOWLEDGED = '"60s"', '"2s"'
 
 
-def settings(folder: Path, listen: Address, identities: Identities, disk_bytes: int) -> str:
+def settings(folder: Path, listen: Address, identities: Identities, store_bytes: int) -> str:
     """Return the server's configuration file.
 
     Timeouts are long, for lines with seconds of delay; limits are small, for strangers.
@@ -62,7 +62,7 @@ tls {{
 jetstream {{
   store_dir: {quoted(str(folder / "jetstream"))}
   sync_interval: always
-  max_file_store: {disk_bytes}
+  max_file_store: {store_bytes}
   max_memory_store: 16MB
 }}
 accounts {{
