@@ -17,6 +17,7 @@ from quadratic import Job
 
 from boli.engine.coordinator import Coordinator, stream_bytes
 from boli.engine.identities import Address
+from boli.engine.nats import NatsTransport
 from boli.engine.nats_server import reserved_bytes
 from boli.errors import StorageError
 from boli.plan import Plan
@@ -121,10 +122,13 @@ def test_server_reserves_just_what_the_coordinator_makes_room_for(
     with place.transport("run", plan, "some/base", None, entries) as transport:
         transport.start(views, Release(0, state.layout, state.theta))
         deadline = time.monotonic() + 20
-        while len(there := reserved_bytes(place.folder)) < 2 * len(SITES):
-            assert time.monotonic() < deadline, there
+        assert isinstance(transport, NatsTransport)
+        assert transport._watcher is not None
+        while not transport._tasks or transport._watcher.client is None:
+            assert time.monotonic() < deadline, "the streams are not made"
             time.sleep(0.05)
-        assert sum(there.values()) == needed
+        there = reserved_bytes(place.folder)
+        assert (len(there), sum(there.values())) == (2 * len(SITES), needed)
     monkeypatch.setattr("boli.engine.nats_server.free_bytes", lambda _: needed - 1)
     with (
         pytest.raises(StorageError, match="needs"),
