@@ -137,6 +137,10 @@ def coordinator(
             yield transport
 
     resume = found[0].id if found else None
+    for other in [] if found else boli.list_runs(runs):
+        if other.plan.name == loaded.name and not other.finished:
+            print(f"the plan differs from that of run {other.id}, which stays: this is a new run")
+            break
     command = f"boli coordinator {plan}" + (f" --folder {folder}" if folder != COORDINATOR else "")
     from boli.cli.main import watched_run
 

@@ -159,27 +159,32 @@ def show_scores(scores: Sequence[Score]) -> None:
 
 
 def show_sites(guests: Mapping[str, Guest], runs: Sequence[Run]) -> None:
-    """Print who was invited, and what the newest run's journal knows of each."""
+    """Print who was invited, and what the journal of the run that moved last knows of each."""
     from boli.durable import is_locked
     from boli.evaluation.presence import last_seen
 
     if not guests:
         print("no site was invited yet; boli invite SITE makes an invitation")
         return
-    seen = last_seen(runs[0].folder / "journal.jsonl") if runs else {}
-    table = Table(box=None)
+    run = max(runs, key=_last_line_at, default=None)
+    seen = last_seen(run.folder / "journal.jsonl") if run else {}
+    table, reasons = Table(box=None), []
     for name in ("site", "key", "state", "last seen", "tokens/s", "line", "version", "up", "down"):
-        table.add_column(name, justify="left" if name in ("site", "key", "state") else "right")
+        left = name in ("site", "key", "state")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for name, guest in guests.items():
         found = seen.get(name)
         key = "valid" if guest.public else "revoked"
         if found is None:
             table.add_row(name, key, "never seen", *(["–"] * 6))
             continue
+        state, colon, _ = found.state.partition(":")
+        if colon:
+            reasons.append(f"{name}: {found.state}")
         table.add_row(
             name,
             key,
-            found.state,
+            state,
             f"{duration(time.time() - found.seconds)} ago" if found.seconds else "–",
             f"{found.tokens_per_second:,.0f}" if found.tokens_per_second else "–",
             duration(found.line_seconds) if found.line_seconds is not None else "–",
@@ -187,9 +192,22 @@ def show_sites(guests: Mapping[str, Guest], runs: Sequence[Run]) -> None:
             size(found.bytes_up),
             size(found.bytes_down),
         )
-    Console(markup=False, emoji=False).print(table)
-    if not runs or not is_locked(runs[0].folder):
+    console = Console(markup=False, emoji=False)
+    if run:
+        console.print(f"run {run.id}", style="italic")
+    console.print(table)
+    for reason in reasons:
+        console.print(reason)
+    if not run or not is_locked(run.folder):
         print("no coordinator runs here now; boli coordinator PLAN starts one, or goes on")
+
+
+def _last_line_at(run: Run) -> float:
+    """Return when something was last journaled, Unix seconds."""
+    try:
+        return (run.folder / "journal.jsonl").stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def show_runs(runs: Sequence[Run], folder: Path) -> None:

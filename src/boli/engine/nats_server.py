@@ -154,7 +154,10 @@ class Server:
         while not self._shakes_hands():
             ended = self._process is not None and self._process.poll() is not None
             if ended or time.monotonic() > deadline:
-                raise TransportError(f"nats-server does not start: {_last_words(self.folder)}")
+                raise TransportError(
+                    f"nats-server does not start: {_last_words(self.folder)}",
+                    "is the host in --listen an address of this machine? 0.0.0.0 stands for all",
+                )
             time.sleep(0.05)
 
     def _shakes_hands(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,9 @@ def test_site_that_was_benched_before_it_came_has_no_time(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tell(folder, SiteBenched("arrah", "silent"))
-    assert shown(folder, capsys)["arrah"][2:5] == ["benched:", "silent", "–"]
+    lines = shown(folder, capsys)
+    assert lines["arrah"][2:4] == ["benched", "–"]
+    assert lines["arrah:"] == ["arrah:", "benched:", "silent"]
 
 
 def test_site_was_there_when_the_coordinator_ended(
@@ -88,3 +91,15 @@ def test_site_is_not_back_until_it_says_so(folder: Path) -> None:
         assert last_seen(journal)["gaya"].state == "not back yet"
         tell(folder, JOINED)
         assert last_seen(journal)["gaya"].state == "there"
+
+
+def test_run_that_moved_last_is_shown_not_the_one_begun_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [Run(tmp_path / name) for name in ("newer", "older")]
+    for run in runs:
+        run.folder.mkdir()
+        tell(run.folder, JOINED)
+    os.utime(runs[0].folder / "journal.jsonl", (1.0, 1.0))
+    show_sites({"gaya": Guest(public="key", invited=0.0)}, runs)
+    assert capsys.readouterr().out.startswith("run older")
