@@ -39,7 +39,7 @@ from pathlib import Path
 
 from boli.durable import write_file
 from engine_arms import ARMS, Settings, measure, utilization
-from engine_lines import heal, idle, large, overhead
+from engine_lines import heal_often, idle, large, overhead
 from engine_tables import PRESETS, Figures, page, summary
 from links import LOOPBACK
 
@@ -69,7 +69,8 @@ def line_steps(quick: bool) -> Steps:
     cut_seconds = 5.0 if quick else 30.0
     for preset, size in (("4g", 2_500_000), ("rural, no loss", 500_000)):
         count = size // 10 if quick else size
-        found[f"cut {preset}"] = partial(heal, preset, count, cut_seconds)
+        times = 1 if quick else 5
+        found[f"cut {preset}"] = partial(heal_often, preset, count, cut_seconds, times)
     found["idle rural"] = partial(idle, "rural", 30.0 if quick else 200.0)
     return found
 

@@ -129,11 +129,12 @@ def test_second_connection_of_a_site_that_ends_is_not_the_sites_end(seats: Seats
     assert isinstance(seats.wait_for(Left)[-1], Left)  # the only one that it had
 
 
-def test_half_a_header_deafens_nobody(seats: Seats) -> None:
+def test_what_cannot_be_read_deafens_nobody(seats: Seats) -> None:
     async def speak_badly(guest: Guest) -> None:
         transport = guest.client._transport
         for subject in ("boli.live.arrah", "boli.fetch.arrah", "boli.join.arrah"):
             transport.write(f"HPUB {subject} 8 10\r\nNATS/1.0hi\r\n".encode())
+            transport.write(f"PUB {subject} ".encode() + b"\xff\xfe 2\r\nhi\r\n")
         await transport.drain()
         await asyncio.sleep(0.3)
 
@@ -222,6 +223,44 @@ def test_site_whose_key_was_revoked_is_given_up_until_it_has_another(seats: Seat
     assert not seats.transport.receive(1.5)
     seats.identities.revoke("gaya")
     assert seats.wait_for(Failed)
+
+    async def come(guest: Guest) -> None:
+        await guest.join()
+
+    seats.play(come, "gaya")  # the server has not been told yet
+    seats.wait_for(Joined)
+    assert seats.wait_for(Failed)
+
+
+def test_message_that_is_never_completed_is_forgotten_as_slowly(seats: Seats) -> None:
+    seat = seats.transport._seats["arrah"]
+    seat.wrong_borne, seat.wrong_at = 5.0, time.monotonic()
+
+    async def begin_many(guest: Guest) -> None:
+        for number in range(30):
+            await guest.send_part(f"{number:012x}.0.2", b"x")
+
+    async def kept() -> int:
+        client = await seats.transport._line.ready()
+        return int((await client.jetstream().stream_info("UP_arrah")).state.messages)
+
+    seats.play(begin_many)
+    started = time.monotonic()
+    while time.monotonic() - started < 2.0:
+        seats.transport.receive(0.2)
+    assert 15 < seats.transport._line.call(kept()).result(10) <= 28
+
+
+def test_loop_gets_its_turn_however_much_arrives(seats: Seats) -> None:
+    def slowly() -> Arrival:
+        time.sleep(0.05)
+        return Malformed("arrah", "more and more")
+
+    for _ in range(100):
+        seats.transport._arrived.put(slowly)
+    started = time.monotonic()
+    assert 2 < len(seats.transport.receive(0.3)) < 50
+    assert time.monotonic() - started < 2.0
 
 
 def test_measurement_arrives(seats: Seats) -> None:

@@ -62,9 +62,9 @@ JOIN_SECONDS = 0.5  # between two that a site says it is there
 GOODBYES = {"Client Closed": "it hung up", "Stale Connection": "its line is silent"}
 MEASURE_SECONDS = 0.1  # between two measurements of a site that are looked at
 LOOK_SECONDS = 1.0  # between two looks at what the server refused
-# Of what is wrong, so much is acknowledged at once and then one a second: the server remembers
+# Of what is wrong, so many are acknowledged at once and then one a second: the server remembers
 # the name of whatever it had, and a site could make it remember very many.
-WRONG_BORNE = 1000.0
+WRONG_BORNE, LONGEST_PARDON_SECONDS = 1000.0, 300.0
 
 
 @dataclass
@@ -87,6 +87,7 @@ class _Seat:
     restarts: int = -1  # joins so far, less the first
     handles: dict[int, list[str]] = field(default_factory=dict)  # by sequence, to acknowledge
     connections: set[int] = field(default_factory=set)
+    watched: bool = False  # `connections` are all there are
 
 
 class NatsTransport:
@@ -191,16 +192,17 @@ class NatsTransport:
         if seat.joined:
             self._send(seat, "verdict", verdict.facts())
         handles = seat.handles.pop(verdict.sequence, [])
-        self._acknowledge(handles) if verdict.accepted else self._pardon(seat, handles)
+        is_good = verdict.keep or (verdict.accepted and verdict.reason != "duplicate")
+        self._acknowledge(handles) if is_good else self._pardon(seat, handles)
 
     def _not_stored(self, site: str, reason: str) -> None:
         self._arrived.put(lambda: Refused("not stored", site, 1, reason[:200]))
 
     def _pardon(self, seat: _Seat, handles: list[str]) -> None:
-        """Acknowledge what was wrong; the more of it there is, the later."""
+        """Acknowledge a message that was wrong; the more of them there are, the later."""
         now = time.monotonic()
-        seat.wrong_borne = min(WRONG_BORNE, seat.wrong_borne + now - seat.wrong_at) - len(handles)
-        seat.wrong_at = now
+        borne = min(WRONG_BORNE, seat.wrong_borne + now - seat.wrong_at) - 1
+        seat.wrong_borne, seat.wrong_at = max(-LONGEST_PARDON_SECONDS, borne), now
         self._acknowledge(handles, max(0.0, -seat.wrong_borne))
 
     def _acknowledge(self, handles: list[str], pause_seconds: float = 0.0) -> None:
@@ -225,15 +227,19 @@ class NatsTransport:
         deadline = now + timeout_seconds
         if now - self._looked_at > LOOK_SECONDS:
             self._looked_at = now
-            self._line.check()
+            for line in (self._line, self._watcher):
+                if line is not None:
+                    line.check()
             arrivals += [*self._refused(), *self._turned_away(), *self._locked_out()]
         with contextlib.suppress(queue.Empty):
-            while time.monotonic() < deadline or not arrivals:
+            while True:
                 left = 0.0 if arrivals else deadline - time.monotonic()
                 take = self._arrived.get(timeout=left) if left > 0 else self._arrived.get_nowait()
                 found = take()
                 if found is not None:
                     arrivals.append(found)
+                if time.monotonic() > deadline:
+                    break  # whoever sends very much does not keep the loop from its work
         return arrivals
 
     def close(self) -> None:
@@ -357,13 +363,15 @@ class NatsTransport:
         def went(seat: _Seat, number: int, reason: str) -> None:
             left.add(number)
             seat.connections.discard(number)
-            if not seat.connections:
+            if seat.watched and not seat.connections:
                 self._arrived.put(partial(self._take_leave, seat, reason))
 
         for seat in self._seats.values():
+            seat.watched = False
             seat.connections.clear()
             await note_comings(client, seat.site, seat.connections.add, partial(went, seat))
             seat.connections |= await connections_of(client, seat.site) - left
+            seat.watched = True
             if not seat.connections:  # it went while nobody watched
                 self._arrived.put(partial(self._take_leave, seat, ""))
         await note_strangers(client, self._strangers.put)
@@ -378,7 +386,8 @@ class NatsTransport:
             self._pardon(seat, [message.reply])
             return Malformed(seat.site, error.problem[:200])
         if whole is None:
-            self._acknowledge(handles)
+            if handles:  # of a message that nobody will complete
+                self._pardon(seat, handles)
             return None
         return self._read(seat, whole, handles)
 
@@ -396,7 +405,7 @@ class NatsTransport:
         except (TransportError, ValidationError) as error:
             self._pardon(seat, handles)
             return Malformed(seat.site, str(error).splitlines()[0][:200])
-        self._acknowledge(handles)
+        self._pardon(seat, handles)  # it comes seldom
         return Failed(seat.site, failing.problem, failing.hint)
 
     def _take_join(self, seat: _Seat, data: bytes) -> Arrival | None:
@@ -407,6 +416,7 @@ class NatsTransport:
             return Malformed(seat.site, str(error).splitlines()[0][:200])
         seat.restarts += 1
         seat.joined = True
+        self._out.discard(seat.site)  # a revoked key that is still let in is told again
         joined = Joined(
             seat.site,
             found.layout,
@@ -428,7 +438,7 @@ class NatsTransport:
         return None
 
     def _take_leave(self, seat: _Seat, reason: str) -> Arrival | None:
-        if seat.connections or not seat.joined:
+        if seat.connections or not seat.joined or not seat.watched:
             return None
         seat.joined = False
         return Left(seat.site, GOODBYES.get(reason, reason) or "the line was lost")

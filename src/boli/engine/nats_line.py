@@ -52,10 +52,16 @@ class KeyRefusedError(Exception):
 
 
 class _Client(Client):  # type: ignore[misc]
-    """A client whose reading survives headers that are none."""
+    """A client whose reading survives what nats-py cannot read: it would stop for good."""
+
+    def _build_message(self, *parts: Any) -> Msg | None:
+        try:
+            message: Msg | None = super()._build_message(*parts)
+        except UnicodeDecodeError:  # where to answer to
+            return None
+        return message
 
     async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
-        # Whoever may write to us could send half a header; nats-py would stop to read for good.
         try:
             found: dict[str, str] | None = await super()._process_headers(headers)
         except Exception:
@@ -227,6 +233,7 @@ class Line:
             KeyRefusedError: the server does not know the key.
         """
         attempts: dict[asyncio.Task[_Way], list[socket.socket]] = {}
+        found: list[_Way] = []
         pause = DIAL_SECONDS
         try:
             while True:
@@ -241,18 +248,24 @@ class Line:
                     for attempt in done:
                         attempts.pop(attempt)
                         try:
-                            return attempt.result()
+                            found.append(attempt.result())
+                            return found[0]
                         except QUIET_ERRORS as error:
                             self._note(f"{self.access.address}: {_reason(error)}")
                 await asyncio.sleep(max(0.0, until - self.loop.time()))
                 pause = min(LONGEST_DIAL_SECONDS, pause * 1.1)
         finally:
-            for attempt in attempts:
-                attempt.cancel()
-            rest = await asyncio.gather(*attempts, return_exceptions=True)
-            for way in rest:
-                if isinstance(way, _Way):
+            try:
+                for attempt in attempts:
+                    attempt.cancel()
+                rest = await asyncio.gather(*attempts, return_exceptions=True)
+                for way in rest:
+                    if isinstance(way, _Way):
+                        await _abandon(way.client)
+            except asyncio.CancelledError:  # nobody wants it any more
+                for way in found:
                     await _abandon(way.client)
+                raise
 
     async def _enter(self, sockets: list[socket.socket]) -> _Way:
         """Connect and shake hands; the socket is put into `sockets` once there is one."""

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import queue
 import threading
 import time
@@ -204,6 +205,7 @@ class Agent:
         self._line = Line(access, self._connected, on_trouble=self._tell)
         self.link = NatsLink(access.name, self._line)
         self._called = threading.Event()  # there may be something to do
+        self._ask_at = math.inf  # monotonic seconds: when to ask without being called
         self._stopping = threading.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._run = ""  # that the node serves
@@ -219,10 +221,12 @@ class Agent:
         try:
             while not self._stopping.is_set():
                 self._line.check()
-                if not self._called.wait(2.0):
+                if not self._called.wait(2.0) and time.monotonic() < self._ask_at:
                     continue
                 self._called.clear()
                 kit = self._ask()
+                # A question may be lost, and so may a hello.
+                self._ask_at = time.monotonic() + FETCH_SECONDS if kit is None else math.inf
                 if kit is not None and not self._stopping.is_set():
                     self._say(f"run {kit.run}")
                     self._serve_run(kit)

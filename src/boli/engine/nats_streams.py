@@ -53,6 +53,10 @@ async def create_streams(client: Client, site: str, run: str, largest_bytes: int
         except nats.js.errors.NotFoundError:
             await streams.add_stream(config)
             continue
+        if found.config.retention != config.retention:  # of an older boli; it cannot be changed
+            await streams.delete_stream(name)
+            await streams.add_stream(config)
+            continue
         if found.config.description != run:
             await streams.purge_stream(name)
         await streams.update_stream(config)
