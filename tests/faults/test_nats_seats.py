@@ -19,7 +19,8 @@ from strangers import Guest
 
 from boli.codec.facts import _WORDS, FORMAT, pack_facts
 from boli.engine.identities import Address, Identities
-from boli.engine.nats import MEASURE_SECONDS, WRONG_BORNE, NatsTransport
+from boli.engine.nats import MEASURE_SECONDS, NatsTransport
+from boli.engine.nats_seat import WRONG_BORNE
 from boli.engine.nats_server import Server
 from boli.engine.nats_streams import ROOM_BYTES
 from boli.rounds.transport import Arrival, Failed, Joined, Left, Malformed, Measurement

@@ -15,7 +15,6 @@ import json
 import queue
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,9 @@ from pydantic import ValidationError
 from boli.codec.facts import unpack_facts
 from boli.engine.identities import HELLO, Access, inbox_of
 from boli.engine.nats_line import Line
+from boli.engine.nats_seat import Doorkeeper, Seat
 from boli.engine.nats_sender import Sender
-from boli.engine.nats_streams import (
-    connections_of,
-    create_streams,
-    empty_down,
-    note_comings,
-    note_strangers,
-)
+from boli.engine.nats_streams import create_streams, empty_down
 from boli.engine.parts import FETCH_BYTES, Assembler, Label
 from boli.engine.wire import FIGURES, Failing, Joining, pack_message, unpack_message
 from boli.errors import CodecError, TransportError
@@ -58,36 +52,8 @@ FIGURES_BYTES = 1024, 4096  # of a measurement: as it comes, and as JSON
 START_SECONDS = 120.0
 WAITING_MESSAGES = 100  # of one site and kind, besides updates
 JOIN_SECONDS = 0.5  # between two that a site says it is there
-# In the server's words and in ours.
-GOODBYES = {"Client Closed": "it hung up", "Stale Connection": "its line is silent"}
 MEASURE_SECONDS = 0.1  # between two measurements of a site that are looked at
 LOOK_SECONDS = 1.0  # between two looks at what the server refused
-# Of what is wrong, so many are acknowledged at once and then one a second: the server remembers
-# the name of whatever it had, and a site could make it remember very many.
-WRONG_BORNE, LONGEST_PARDON_SECONDS = 1000.0, 300.0
-
-
-@dataclass
-class _Seat:
-    """One site: what it is sent, and what came of what it sends."""
-
-    site: str
-    snapshot_bytes: int
-    sender: Sender
-    assembler: Assembler
-    joined: bool = False
-    behind: bool = False  # it is silent while versions pass; its next order brings a snapshot
-    starts: bool = True  # the next message is the first of its stream
-    unheard_bytes: int = 0  # of versions since it last said something
-    bytes_down: int = 0
-    joined_at: float = 0.0
-    measured_at: float = 0.0
-    wrong_borne: float = WRONG_BORNE
-    wrong_at: float = 0.0
-    restarts: int = -1  # joins so far, less the first
-    handles: dict[int, list[str]] = field(default_factory=dict)  # by sequence, to acknowledge
-    connections: set[int] = field(default_factory=set)
-    watched: bool = False  # `connections` are all there are
 
 
 class NatsTransport:
@@ -109,10 +75,10 @@ class NatsTransport:
         self._kit, self._base, self._versions_folder = kit, base, versions
         self._refused, self._revoked, self._looked_at = refused, revoked, 0.0
         self._out: set[str] = set()  # sites whose key was revoked
-        self._strangers: queue.SimpleQueue[str] = queue.SimpleQueue()  # addresses
+        self._doorkeeper = Doorkeeper(self._gone)
         self._line = Line(access, self._connected)
         self._watcher = None if watcher is None else Line(watcher, self._watch)
-        self._seats: dict[str, _Seat] = {}
+        self._seats: dict[str, Seat] = {}
         self._arrived: queue.SimpleQueue[Callable[[], Arrival | None]] = queue.SimpleQueue()
         self._versions: VersionLog | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -125,7 +91,7 @@ class NatsTransport:
         self._versions = VersionLog(views, release, self._versions_folder)
         for site, (_, spans) in views.items():
             entries = sum(stop - start for start, stop in spans)
-            self._seats[site] = _Seat(
+            self._seats[site] = Seat(
                 site,
                 4 * entries,
                 Sender(
@@ -162,18 +128,18 @@ class NatsTransport:
                 self._send_version(seat, self._versions.step_for(seat.site))
                 seat.behind = seat.unheard_bytes > seat.snapshot_bytes + HEADERS_BYTES
 
-    def _send_version(self, seat: _Seat, version: Version) -> None:
+    def _send_version(self, seat: Seat, version: Version) -> None:
         kind = "snapshot" if version.snapshot else "delta"
         seat.unheard_bytes += len(version.frame)
         self._send(seat, kind, {"version": version.version}, version.frame)
 
-    def _send(self, seat: _Seat, kind: str, body: Mapping[str, Any], payload: bytes = b"") -> None:
+    def _send(self, seat: Seat, kind: str, body: Mapping[str, Any], payload: bytes = b"") -> None:
         data = pack_message(kind, body, payload)
         seat.bytes_down += len(data)
         seat.sender.put(data, seat.starts)
         seat.starts = False
 
-    def _begin_anew(self, seat: _Seat) -> None:
+    def _begin_anew(self, seat: Seat) -> None:
         seat.sender.begin_anew()
         seat.starts, seat.behind, seat.unheard_bytes = True, False, 0
 
@@ -198,12 +164,9 @@ class NatsTransport:
     def _not_stored(self, site: str, reason: str) -> None:
         self._arrived.put(lambda: Refused("not stored", site, 1, reason[:200]))
 
-    def _pardon(self, seat: _Seat, handles: list[str]) -> None:
+    def _pardon(self, seat: Seat, handles: list[str]) -> None:
         """Acknowledge a message that was wrong; the more of them there are, the later."""
-        now = time.monotonic()
-        borne = min(WRONG_BORNE, seat.wrong_borne + now - seat.wrong_at) - 1
-        seat.wrong_borne, seat.wrong_at = max(-LONGEST_PARDON_SECONDS, borne), now
-        self._acknowledge(handles, max(0.0, -seat.wrong_borne))
+        self._acknowledge(handles, seat.pardon_seconds(time.monotonic()))
 
     def _acknowledge(self, handles: list[str], pause_seconds: float = 0.0) -> None:
         """Let the server forget messages; it sends them again if it does not hear this."""
@@ -230,7 +193,7 @@ class NatsTransport:
             for line in (self._line, self._watcher):
                 if line is not None:
                     line.check()
-            arrivals += [*self._refused(), *self._turned_away(), *self._locked_out()]
+            arrivals += [*self._refused(), *self._doorkeeper.turned_away(), *self._locked_out()]
         with contextlib.suppress(queue.Empty):
             while True:
                 left = 0.0 if arrivals else deadline - time.monotonic()
@@ -288,7 +251,7 @@ class NatsTransport:
         await self._say("hello")
         self._listens = True
 
-    def _seat_of(self, message: Msg) -> _Seat | None:
+    def _seat_of(self, message: Msg) -> Seat | None:
         return self._seats.get(message.subject.rsplit(".", 1)[1])
 
     async def _on_part(self, message: Msg) -> None:
@@ -339,16 +302,6 @@ class NatsTransport:
         if client is not None and message.reply.startswith(f"{inbox_of(site)}."):
             await client.publish(message.reply, data)
 
-    def _turned_away(self) -> Iterator[Refused]:
-        """Yield, as one, those who came without shaking hands."""
-        number, address = 0, ""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                address = self._strangers.get_nowait()
-                number += 1
-        if number:
-            yield Refused("no handshake", "", number, address)
-
     def _locked_out(self) -> Iterator[Failed]:
         """Yield the sites whose key was revoked since the last look."""
         out = self._seats.keys() & self._revoked()
@@ -357,28 +310,14 @@ class NatsTransport:
         self._out = out
 
     async def _watch(self, client: Client) -> None:
-        """Note from now on which connections each site has; it may have had some before."""
-        left: set[int] = set()  # numbers are never given twice
+        await self._doorkeeper.watch(client, self._seats.values())
 
-        def went(seat: _Seat, number: int, reason: str) -> None:
-            left.add(number)
-            seat.connections.discard(number)
-            if seat.watched and not seat.connections:
-                self._arrived.put(partial(self._take_leave, seat, reason))
-
-        for seat in self._seats.values():
-            seat.watched = False
-            seat.connections.clear()
-            await note_comings(client, seat.site, seat.connections.add, partial(went, seat))
-            seat.connections |= await connections_of(client, seat.site) - left
-            seat.watched = True
-            if not seat.connections:  # it went while nobody watched
-                self._arrived.put(partial(self._take_leave, seat, ""))
-        await note_strangers(client, self._strangers.put)
+    def _gone(self, seat: Seat, reason: str) -> None:
+        self._arrived.put(partial(self._take_leave, seat, reason))
 
     # Back in the coordinator's thread
 
-    def _take_part(self, seat: _Seat, message: Msg) -> Arrival | None:
+    def _take_part(self, seat: Seat, message: Msg) -> Arrival | None:
         try:
             label = Label.of((message.headers or {}).get("Nats-Msg-Id"))
             whole, handles = seat.assembler.add(label, message.data, message.reply)
@@ -391,7 +330,7 @@ class NatsTransport:
             return None
         return self._read(seat, whole, handles)
 
-    def _read(self, seat: _Seat, data: bytes, handles: list[str]) -> Arrival | None:
+    def _read(self, seat: Seat, data: bytes, handles: list[str]) -> Arrival | None:
         seat.unheard_bytes = 0
         try:
             kind, body, payload = unpack_message(data)
@@ -408,7 +347,7 @@ class NatsTransport:
         self._pardon(seat, handles)  # it comes seldom
         return Failed(seat.site, failing.problem, failing.hint)
 
-    def _take_join(self, seat: _Seat, data: bytes) -> Arrival | None:
+    def _take_join(self, seat: Seat, data: bytes) -> Arrival | None:
         assert self._versions is not None
         try:
             found = Joining.model_validate(unpack_facts(data))
@@ -430,15 +369,15 @@ class NatsTransport:
             self._send_version(seat, version)
         return joined
 
-    def _take_figures(self, seat: _Seat, data: bytes) -> Arrival | None:
+    def _take_figures(self, seat: Seat, data: bytes) -> Arrival | None:
         with contextlib.suppress(CodecError, ValidationError):
             return Measurement(
                 seat.site, FIGURES.validate_python(unpack_facts(data, FIGURES_BYTES[1]))
             )
         return None
 
-    def _take_leave(self, seat: _Seat, reason: str) -> Arrival | None:
+    def _take_leave(self, seat: Seat, reason: str) -> Arrival | None:
         if seat.connections or not seat.joined or not seat.watched:
             return None
         seat.joined = False
-        return Left(seat.site, GOODBYES.get(reason, reason) or "the line was lost")
+        return Left(seat.site, reason or "the line was lost")

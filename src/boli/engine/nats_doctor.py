@@ -20,7 +20,8 @@ import nats.errors
 from nats.aio.client import Client
 
 from boli.engine.identities import SERVER_NAME, Access
-from boli.engine.nats_line import QUIET_ERRORS, Line, trust
+from boli.engine.nats_line import Line
+from boli.engine.nats_way import QUIET_ERRORS, trust
 from boli.engine.parts import FETCH_BYTES
 from boli.errors import SiteError, TransportError
 from boli.evaluation.units import duration

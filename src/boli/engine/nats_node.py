@@ -25,8 +25,9 @@ from nats.aio.msg import Msg
 from boli.codec.facts import pack_facts
 from boli.durable import locked, storage_error
 from boli.engine.identities import Access
-from boli.engine.nats_line import QUIET_ERRORS, Line
+from boli.engine.nats_line import Line
 from boli.engine.nats_sender import Sender
+from boli.engine.nats_way import QUIET_ERRORS
 from boli.engine.parts import FETCH_BYTES, Assembler, Label
 from boli.engine.wire import pack_message, unpack_message
 from boli.errors import BoliError, CorruptFileError, StorageError, TransportError
@@ -40,6 +41,7 @@ JOIN_SECONDS = 20.0  # until it is said again that the node is there
 FETCH_SECONDS = 60.0
 FETCHES_AT_ONCE = 8
 AGAIN_SECONDS = 10.0  # after a node could not do its work
+MEASURE_SECONDS = 10.0  # between two measurements that travel: 20 bytes a second
 SHOW_SECONDS = 60.0  # between two lines of how training goes
 
 log = logging.getLogger("boli.site")
@@ -60,7 +62,7 @@ class NatsLink:
         self._said = asyncio.Event()
         self.serving = False  # a node takes instructions
         self.show: Callable[[Mapping[str, float]], None] = lambda _: None  # live figures, here
-        self._gap_at = 0.0
+        self._gap_at = self._measured_at = 0.0
 
     # The node
 
@@ -101,8 +103,10 @@ class NatsLink:
             with contextlib.suppress(*QUIET_ERRORS):
                 await client.publish(f"boli.live.{self.site}", pack_facts(dict(values)))
 
-        client = self._line.client
-        if client is not None and not self.sender.num_waiting:  # never in an update's way
+        client, now = self._line.client, time.monotonic()
+        # Never in an update's way; and in hours of training they add up to more than all updates.
+        if client and not self.sender.num_waiting and now - self._measured_at > MEASURE_SECONDS:
+            self._measured_at = now
             self._line.call(say(client))
 
     def fail(self, problem: str, hint: str) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 
-from boli.engine.nats_line import QUIET_ERRORS, Line, acknowledgement
+from boli.engine.nats_line import Line
+from boli.engine.nats_way import QUIET_ERRORS
 from boli.engine.parts import Label, parts_of
 from boli.errors import TransportError
 
@@ -142,3 +145,18 @@ class Sender:
         aim = 1.5 * self._quickest + QUEUE_SECONDS
         change = min(1.0, 0.5 * (aim / taken - 1))  # twice the window in a round trip at most
         self._window = max(FEWEST_PARTS, min(MOST_PARTS, self._window + change))
+
+
+def acknowledgement(answer: Msg) -> int:
+    """Return a stored message's number in its stream.
+
+    Raises:
+        TransportError: the server could not store it.
+    """
+    try:
+        body = json.loads(answer.data)
+        if "error" in body:
+            raise TransportError(str(body["error"].get("description")))
+        return int(body["seq"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TransportError(f"no acknowledgement: {answer.data[:100]!r}") from error

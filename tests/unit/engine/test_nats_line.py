@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from boli.engine.identities import Access, Address, Identities, new_seed
-from boli.engine.nats_line import KeyRefusedError, Line, _give_up, _Way
+from boli.engine.nats_line import Line, _give_up
+from boli.engine.nats_way import KeyRefusedError, Way
 
 
 class Door:
@@ -86,7 +87,7 @@ class Stub:
 
 
 def stub_way() -> Any:
-    return _Way(Stub(), None, asyncio.Event())  # type: ignore[arg-type]
+    return Way(Stub(), None, asyncio.Event())  # type: ignore[arg-type]
 
 
 async def nothing(_: object) -> None:
