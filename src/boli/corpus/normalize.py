@@ -1,0 +1,243 @@
+"""One way to write what looks and means the same: Unicode and script rules.
+
+The canonical form is NFC, so what others do with NFC later changes nothing: a nukta letter
+is two code points (ड़ = ड + ़) except for ऩ ऱ ऴ, which NFC writes as one. On top of it come
+rules that NFC has not: signs in the wrong order, vowel letters put together from parts,
+joiners without a meaning, pipes for dandas, invisible characters and spaces. Digits,
+quotation marks, ॲ, ଵ, and joiners that change how a word looks stay as they were written.
+
+Source: Unicode Standard Annex #15 (normalization forms), the Unicode Standard 15.0 chapters
+9, 12 and 13, and DoNotEmit.txt of its database. The rules lie in tables/*.toml.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import cache
+
+from boli.corpus.script import SCRIPTS, in_ranges, letters_of, ranges_of, table
+
+_JOINERS = re.compile("[\u200c\u200d]+")
+_SPACES = re.compile(" {2,}")
+_AROUND_LINE_ENDS = re.compile(" ?\n ?")
+_EMPTY_LINES = re.compile("\n{3,}")
+_TWO_DANDAS = re.compile("(?<!।)।।(?!।)")
+_MARKUP = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|[<>=]|\$\d")
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """The tables of all scripts, compiled for one language."""
+
+    characters: dict[str, str]
+    suspect: re.Pattern[str]  # any of these characters
+    sequences: dict[str, str]
+    sequence: re.Pattern[str]  # any of those sequences
+    misplaced: re.Pattern[str]  # a nukta behind a sign, or a vowel sign behind a bindu
+    signs: re.Pattern[str]  # a run of such signs
+    places: dict[str, int]  # in which they stand in a run
+    doubled: re.Pattern[str]  # two of a sign that a letter carries once
+    patterns: tuple[tuple[str, re.Pattern[str], str], ...]  # each with a character it needs
+    viramas: frozenset[str]
+    cursive: frozenset[str]  # letters and marks of the Perso-Arabic script
+    emoji: frozenset[str]
+    dandas: tuple[_Danda, ...]
+
+
+@dataclass(frozen=True)
+class _Danda:
+    """Where a pipe stands for a danda, in scripts that share one."""
+
+    single: str
+    double: str
+    attached: re.Pattern[str]
+    spaced: re.Pattern[str]
+    twice: re.Pattern[str]
+    verse: re.Pattern[str]
+
+
+def normalize(text: str, language: str = "") -> str:
+    """Return the text in its canonical form; doing it again changes nothing.
+
+    `language` (ISO 639-3) chooses between letters that look alike in the Perso-Arabic script:
+    for Urdu ك becomes ک. Without it, and for languages that use both, they stay. Line ends
+    become \\n, at most one line in a row is empty, and spaces at the ends of lines go. A text
+    that has letters keeps them.
+    """
+    rules = _rules(language if language in table("arab")["languages"] else "")
+    while (changed := _once(text, rules)) != text:
+        text = changed
+    return text
+
+
+def ascii_digits(text: str) -> str:
+    """Return the text with every decimal digit of any script as 0-9, same length.
+
+    For matching and counting: `normalize` keeps digits as they were written.
+    """
+    return text if text.isascii() else text.translate(_digits())
+
+
+def _once(text: str, rules: _Rules) -> str:
+    """Apply every rule once; a rule can make work for one before it."""
+    if not text.isascii() or not text.isprintable():
+        if "\r" in text:
+            text = text.replace("\r\n", "\n")
+        text = rules.suspect.sub(lambda match: rules.characters[match[0]], text)
+        text = unicodedata.normalize("NFC", text)
+    if not text.isascii():
+        if "\u200c" in text or "\u200d" in text:
+            text = _JOINERS.sub(lambda match: _joiner(match, rules), text)
+        text = rules.sequence.sub(lambda match: rules.sequences[match[0]], text)
+        if rules.misplaced.search(text):
+            # All of a run at once: swapping neighbors would take a pass for each sign.
+            text = rules.signs.sub(
+                lambda match: "".join(sorted(match[0], key=rules.places.__getitem__)), text
+            )
+        if rules.doubled.search(text):
+            text = rules.doubled.sub(r"\1", text)
+        for needed, pattern, replacement in rules.patterns:
+            if needed in text:
+                text = pattern.sub(replacement, text)
+        if "|" in text:
+            text = "\n".join(_pipes(line, rules.dandas) for line in text.split("\n"))
+        if "।।" in text:
+            text = _TWO_DANDAS.sub("॥", text)
+    return _spaces(text)
+
+
+def _spaces(text: str) -> str:
+    if "  " in text:
+        text = _SPACES.sub(" ", text)
+    if "\n" in text:
+        text = _AROUND_LINE_ENDS.sub("\n", text)
+        text = _EMPTY_LINES.sub("\n\n", text)
+    return text.strip(" \n")
+
+
+def _joiner(match: re.Match[str], rules: _Rules) -> str:
+    """Keep the first joiner of a run where it changes the shape of a letter beside it."""
+    text, joiner = match.string, match[0][0]
+    before = text[match.start() - 1] if match.start() else ""
+    after = text[match.end()] if match.end() < len(text) else ""
+    if before in rules.viramas:
+        return joiner
+    if after in rules.viramas and unicodedata.category(before or " ") == "Lo":
+        return joiner  # র‍্য and ರ‍್ಕ: the letter ra keeps its full form
+    if joiner == "\u200c":
+        return joiner if before in rules.cursive and after in rules.cursive else ""
+    if before in rules.cursive or after in rules.cursive:
+        return joiner
+    return joiner if before in rules.emoji and after in rules.emoji else ""
+
+
+def _pipes(line: str, dandas: tuple[_Danda, ...]) -> str:
+    """Turn pipes into dandas, unless the line may be a table, a menu or wiki markup."""
+    if "|" not in line or line.lstrip().startswith("|") or _MARKUP.search(line):
+        return line
+    for danda in dandas:
+        line = danda.verse.sub(rf"{danda.double}\1{danda.double}", line)
+        line = danda.twice.sub(danda.double, line)
+        line = danda.attached.sub(danda.single, line)
+        spaced = len(danda.spaced.findall(line))
+        # A sentence ends here, so the others end sentences too: but cells of a table are short.
+        ends = line.rstrip(" \"'”’").endswith(("|", danda.single))
+        if ends and spaced and (spaced == 1 or len(line.split()) >= 4 * spaced):
+            line = danda.spaced.sub(danda.single, line)
+    return line
+
+
+@cache
+def _digits() -> dict[int, str]:
+    return {
+        point: str(unicodedata.decimal(chr(point)))
+        for point in range(0x80, 0x20000)
+        if unicodedata.category(chr(point)) == "Nd"
+    }
+
+
+@cache
+def _rules(language: str) -> _Rules:
+    common, scripts = table("common"), [table(script.lower()) for script in SCRIPTS]
+    indic = [script for script in scripts if "virama" in script]
+    characters = _characters(language)
+    sequences = {old: new for script in scripts for old, new in script.get("sequences", {}).items()}
+    nuktas = "".join(script["nukta"] for script in indic)
+    viramas = "".join(script["virama"] for script in indic)
+    bindus = "".join(script["bindu"] for script in indic)
+    vowel_signs = [sign for script in indic for sign in in_ranges(script["vowel_signs"])]
+    signs = ranges_of(vowel_signs)
+    return _Rules(
+        characters=characters,
+        suspect=re.compile(f"[{ranges_of(characters)}]"),
+        sequences=sequences,
+        sequence=re.compile("|".join(sorted(sequences, key=len, reverse=True))),
+        # The lookbehinds come last, so that the search runs over one character class.
+        misplaced=re.compile(
+            f"[{nuktas}](?<=[{signs}{bindus}].)|[{signs}](?<=[{bindus}].)", re.DOTALL
+        ),
+        signs=re.compile(f"[{nuktas}{signs}{bindus}]{{2,}}"),
+        places=dict.fromkeys(nuktas, 0) | dict.fromkeys(vowel_signs, 1) | dict.fromkeys(bindus, 2),
+        doubled=re.compile(f"([{nuktas}{viramas}{bindus}])\\1+"),
+        patterns=tuple(
+            (
+                pattern["needs"],
+                re.compile(
+                    pattern["find"].replace("{letters}", letters_of(script["script"])),
+                    re.MULTILINE,
+                ),
+                pattern["replace"],
+            )
+            for script in scripts
+            for pattern in script.get("patterns", ())
+        ),
+        viramas=frozenset(viramas),
+        cursive=frozenset(
+            character
+            for character in in_ranges(table("arab")["blocks"])
+            if unicodedata.category(character)[0] in "LM"
+        ),
+        emoji=frozenset(in_ranges(common["emoji"])),
+        dandas=_dandas(),
+    )
+
+
+def _characters(language: str) -> dict[str, str]:
+    common = table("common")
+    characters = dict.fromkeys(in_ranges(common["removed"]), "")
+    characters |= dict.fromkeys(in_ranges(common["spaces"]), " ")
+    characters |= dict.fromkeys(in_ranges(common["line_ends"]), "\n")
+    characters |= dict.fromkeys(in_ranges(common["broken"]), "\ufffd")
+    for script in SCRIPTS:
+        rules = table(script.lower())
+        for shape in in_ranges(rules.get("shapes", ())):
+            letters = unicodedata.normalize("NFKC", shape)
+            if letters != shape and unicodedata.category(shape)[0] != "C":
+                characters[shape] = letters.lstrip(" ")
+        characters |= rules.get("characters", {})
+        if language:
+            variant = rules.get("languages", {}).get(language)
+            characters |= rules.get("variants", {}).get(variant, {})
+    return characters
+
+
+def _dandas() -> tuple[_Danda, ...]:
+    shared: dict[tuple[str, str], str] = {}  # danda and double danda → letters
+    for script in SCRIPTS:
+        if "danda" in table(script.lower()):
+            single, double = table(script.lower())["danda"]
+            letters = shared.get((single, double), "")
+            shared[single, double] = letters + letters_of(script)
+    return tuple(
+        _Danda(
+            single,
+            double,
+            attached=re.compile(f"(?<=[{letters}])\\|(?=[ \"'”’)]|$)"),
+            spaced=re.compile(f"(?:(?<=[{letters}] )|(?<=[{letters}]))\\|(?= |$)"),
+            twice=re.compile(f"(?:(?<=[{letters}\\d] )|(?<=[{letters}\\d]))\\|\\|(?= |$)"),
+            verse=re.compile(r"\|\|( ?\d+ ?)\|\|"),
+        )
+        for (single, double), letters in shared.items()
+    )
