@@ -19,6 +19,7 @@ from functools import cache
 
 from boli.corpus.script import SCRIPTS, in_ranges, letters_of, ranges_of, table
 
+_MOST_MARKS = 30  # of UAX #15, section 13 (Stream-Safe Text Format)
 _JOINERS = re.compile("[\u200c\u200d]+")
 _SPACES = re.compile(" {2,}")
 _AROUND_LINE_ENDS = re.compile(" ?\n ?")
@@ -33,6 +34,7 @@ class _Rules:
 
     characters: dict[str, str]
     suspect: re.Pattern[str]  # any of these characters
+    many_marks: re.Pattern[str]  # more than a letter can carry
     sequences: dict[str, str]
     sequence: re.Pattern[str]  # any of those sequences
     misplaced: re.Pattern[str]  # a nukta behind a sign, or a vowel sign behind a bindu
@@ -63,8 +65,8 @@ def normalize(text: str, language: str = "") -> str:
 
     `language` (ISO 639-3) chooses between letters that look alike in the Perso-Arabic script:
     for Urdu ك becomes ک. Without it, and for languages that use both, they stay. Line ends
-    become \\n, at most one line in a row is empty, and spaces at the ends of lines go. A text
-    that has letters keeps them.
+    become \\n, at most one line in a row is empty, and spaces at the ends of lines go. Of marks
+    that one letter carries, those behind the thirtieth go. A text that has letters keeps them.
     """
     rules = _rules(language if language in table("arab")["languages"] else "")
     while (changed := _once(text, rules)) != text:
@@ -86,6 +88,8 @@ def _once(text: str, rules: _Rules) -> str:
         if "\r" in text:
             text = text.replace("\r\n", "\n")
         text = rules.suspect.sub(lambda match: rules.characters[match[0]], text)
+        # Sorting a run of marks takes the square of its length.
+        text = rules.many_marks.sub(r"\1", text)
         text = unicodedata.normalize("NFC", text)
     if not text.isascii():
         if "\u200c" in text or "\u200d" in text:
@@ -167,11 +171,13 @@ def _rules(language: str) -> _Rules:
     nuktas = "".join(script["nukta"] for script in indic)
     viramas = "".join(script["virama"] for script in indic)
     bindus = "".join(script["bindu"] for script in indic)
+    marks = ranges_of(filter(unicodedata.combining, map(chr, range(0x300, 0x10000))))
     vowel_signs = [sign for script in indic for sign in in_ranges(script["vowel_signs"])]
     signs = ranges_of(vowel_signs)
     return _Rules(
         characters=characters,
         suspect=re.compile(f"[{ranges_of(characters)}]"),
+        many_marks=re.compile(f"([{marks}]{{{_MOST_MARKS}}})[{marks}]+"),
         sequences=sequences,
         sequence=re.compile("|".join(sorted(sequences, key=len, reverse=True))),
         # The lookbehinds come last, so that the search runs over one character class.

@@ -160,6 +160,19 @@ def test_digits_of_every_script_match_as_ascii() -> None:
     assert len(ascii_digits(text)) == len(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["\u094d\u093c", "\u0902\u093e", "\u200d\u200c", "ـس", "क | ", "क|", "||5", "क।।", " \n", "ाे"],
+    ids=ascii,
+)
+def test_hostile_text_takes_linear_time(text: str) -> None:
+    normalize("क" + text * 100_000)  # quadratic time would run into the limit of the suite
+
+
+def test_letter_carries_at_most_thirty_marks() -> None:
+    assert normalize("a" + "\u0323" * 40 + "b") == "\u1ea1" + "\u0323" * 29 + "b"
+
+
 def test_long_chain_of_signs_is_settled() -> None:
     text = "\u0905" + "\u093e\u0945\u093c\u0902" * 50_000
     once = normalize(text)
