@@ -16,7 +16,7 @@ from boli.corpus.pii_fold import LETTERS, Span, cue, lists, words
 _INDIC = LETTERS.removeprefix("A-Za-z")
 _LABEL = f"[A-Za-z0-9{_INDIC}](?:[A-Za-z0-9{_INDIC}-]{{0,61}}[A-Za-z0-9{_INDIC}])?"
 _LOCAL = re.compile(
-    rf"(?:[A-Za-z0-9_%+-](?:[A-Za-z0-9._%+-]{{0,62}}[A-Za-z0-9_%+-])?|[{_INDIC}]{{1,40}})$"
+    rf"(?:[A-Za-z0-9_+](?:[A-Za-z0-9._%+-]{{0,62}}[A-Za-z0-9_%+-])?|[{_INDIC}]{{1,40}})$"
 )
 _MARKED = re.compile(r"(?=[A-Za-z0-9._%+-]*[\d._])[A-Za-z0-9._%+-]{2,64}$")
 _HANDLE = re.compile(r"[A-Za-z][A-Za-z0-9]{1,19}(?![\w@-]|\.[A-Za-z0-9])")
@@ -54,12 +54,13 @@ def emails(text: str) -> Iterator[Span]:
     for at in shapes.at.finditer(text):
         sign = at[0].strip()
         if at[0] == "@":
-            local, domain = _LOCAL, shapes.domain.match(text, at.end())
+            local = _LOCAL
+            domain = shapes.domain.match(text, at.end()) or shapes.spaced.match(text, at.end())
         elif sign == "@":
             local, domain = _LOCAL, shapes.spaced.match(text, at.end())
             if domain is None and at[0] == "@ ":
                 domain = shapes.known.match(text, at.end())
-        elif sign[0] in "[({<":
+        elif sign[0] in "[({<" or " " in sign:  # [at], at the rate
             local = shapes.spelled_local
             domain = shapes.spelled.match(text, at.end()) or shapes.domain.match(text, at.end())
         else:

@@ -149,15 +149,17 @@ def _shapes() -> _Shapes:
     series = "[A-HJ-NP-Z]{1,3}"  # I and O are not given out, so UP 15 OF 2011 is none
     # A single 0 and a hyphen may belong to the word before: मो0-98…
     start = r"(?<![\d_])(?<!\d\.)(?:(?<![1-9]-)(?<!\d0-)|(?<=\d{10}-))"
-    stop = r"(?!\d|_|[-.]\d(?!\d{9}))"
+    stop = r"(?!\d|_|\.\d|-\d{3}(?!\d{7}))"
     country = rf"(?:\+ ?91{GAP}?|0091{GAP}?)"
     prefix = (
-        rf"(?P<prefix>{country}\(?0?\)?{GAP}?|91{GAP}|91(?=[6-9]\d{{9}}(?!\d))"
+        rf"(?P<prefix>{country}\(?0?\)?{GAP}?|\+?\(\+?91\){GAP}?|91{GAP}|91(?=[6-9]\d{{9}}(?!\d))"
         rf"|0(?=[6-9]\d\d)|(?<![{LETTERS}]0)(?<![{LETTERS}])0[ -]{{1,2}})?"
     )
     return _Shapes(
         account=re.compile(
-            rf"{cue('account')}(?P<gap>[^\d\n\0]{{0,25}})(?P<number>{_ACCOUNT})", re.IGNORECASE
+            rf"{cue('account')}(?P<gap>(?:[^\d\n\0]|(?<=[{LETTERS}])0(?!\d)){{0,25}})"
+            rf"(?P<number>{_ACCOUNT})",
+            re.IGNORECASE,
         ),
         other_cue=re.compile(others, re.IGNORECASE),
         phone_cue=re.compile(rf"{cue('phone')}[^\d\n]{{0,15}}\n?[^\d\n]{{0,3}}$", re.IGNORECASE),
