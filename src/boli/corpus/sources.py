@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 
 from boli.corpus.starter import starter_lines
 from boli.errors import CorpusError
-from boli.plan import HeldOutPlan, Plan, TextSource
+from boli.plan import LANGUAGE, HeldOutPlan, Plan, TextSource
 
 LONGEST_LINE = 1 << 20  # characters; more is not a line of text
 
@@ -130,6 +131,29 @@ def read_lines(path: Path) -> list[str]:
     lines = [line for line in lines if line]
     if not lines:
         raise CorpusError(f"{path} holds no text", "give a file with one sentence a line")
+    return lines
+
+
+def read_labeled(path: Path) -> dict[str, list[str]]:
+    """Return the lines of a tsv file of `text<TAB>label` by label; labels become lower case.
+
+    Raises:
+        CorpusError: the file is missing, empty or not UTF-8, or a line has no ISO 639-3 label.
+    """
+    lines: dict[str, list[str]] = {}
+    for number, line in enumerate(_read(path, TextSource(path=str(path), format="txt")), 1):
+        if not line.strip():
+            continue
+        text, _, label = line.rstrip().rpartition("\t")
+        label = label.lower()
+        if not text.strip() or not re.fullmatch(LANGUAGE, label):
+            raise CorpusError(
+                f"line {number} of {path} is not text, a tab and a label of three letters",
+                "label lines with ISO 639-3 codes; a file in one language is given as CODE=FILE",
+            )
+        lines.setdefault(label, []).append(" ".join(text.split()))
+    if not lines:
+        raise CorpusError(f"{path} holds no text", "give lines of text, a tab and a label")
     return lines
 
 
