@@ -1,4 +1,4 @@
-"""boli: train, check, evaluate, report, runs, demo, and sites elsewhere (fleet.py)."""
+"""boli: train, check, evaluate, report, runs, demo, language, and sites elsewhere (fleet.py)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 import boli
-from boli.cli import fleet, flower
+from boli.cli import fleet, flower, language
 from boli.cli.doctor import doctor
 from boli.errors import BoliError, CorpusError, RunError
 
@@ -200,6 +200,7 @@ app.command(
     short_help="At a site: look at all that it needs, and say what to do.",
 )(doctor)
 flower.register(app)
+language.register(app)
 
 
 def main() -> None:
