@@ -54,6 +54,7 @@ bench: setup ## every published number; hours
 	$(BIN)/python benchmarks/codec_speed.py
 	$(BIN)/python benchmarks/thin_wire.py
 	$(BIN)/python benchmarks/dgc.py
+	$(BIN)/python benchmarks/language.py ../shared/data
 	$(BIN)/python benchmarks/engines.py
 
 docs: setup ## the help of every command, for docs/reference/commands.md

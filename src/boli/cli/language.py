@@ -47,10 +47,11 @@ def train(
     Keep lines in the order of their documents: confidence is fitted to the second half.
     """
     from boli.corpus import language_training
+    from boli.corpus.language_file import save_identifier
 
     lines = _labeled(files)
     identifier = language_training.train(lines)
-    identifier.save(out)
+    save_identifier(identifier, out)
     for name, scripts in zip(identifier.labels, identifier.settings.scripts, strict=True):
         print(f"{name}  {len(lines[name])} lines, {', '.join(scripts)}")
     print(f"wrote {out}")
@@ -88,7 +89,7 @@ def identify(
 
     What came together is told in the end, on standard error.
     """
-    from boli.corpus.language import load_identifier
+    from boli.corpus.language_file import load_identifier
     from boli.corpus.sources import read_lines
 
     identifier = load_identifier(model)
@@ -145,7 +146,7 @@ def evaluate(
     """Print macro-F1, the scores of each label, what was taken for what, and calibration."""
     import numpy as np
 
-    from boli.corpus.language import load_identifier
+    from boli.corpus.language_file import load_identifier
     from boli.corpus.sources import read_labeled
     from boli.evaluation.labels import calibration_error, confusion, label_scores, macro_f1
 

@@ -8,7 +8,7 @@ too few words is in another language; one that two labels fit is unsure.
 Adaptation looks at the unlabelled lines of a domain together. It begins with the lines that are
 surest, a share of each label, counts their forms beside those of the training text, and goes
 round until all lines that look like any label have taught. No label is given a quota: one that
-is absent gets none.
+is absent gets none. What came of that counts the domain's n-grams, once.
 
 Source: Jauhiainen, Jauhiainen & Lindén 2018, Iterative Language Model Adaptation for Indo-Aryan
     Language Identification, https://aclanthology.org/W18-3907 (surest lines first, again and
@@ -22,30 +22,28 @@ Source: Guo, Pleiss, Sun & Weinberger 2017, On Calibration of Modern Neural Netw
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from boli.corpus.ngrams import BUCKETS, Features, Substrings, script_of, substrings
-from boli.durable import read_tensors, write_tensors
-from boli.errors import CorruptFileError
 
 Floats = NDArray[np.float32]
 Scores = NDArray[np.float64]
 
 UNDETERMINED = "und"  # ISO 639-3
-KIND, FORMAT = "boli language identifier", 1
 FEWEST_TO_ADAPT = 50
 CHUNK_LINES = 4096
 SHRINK_CHARACTERS, SHRINK_FORMS = 30.0, 20.0  # imagined counts
 CHARACTERS, FORMS = 0.3, 3.0  # what the two views weigh
-SOURCE, TARGET = 0.3, 6.0  # the same, of what was trained and what was adapted
-SOURCE_SHARE = 0.5  # of training text beside adapted text
+SOURCE = 0.3  # what trained scores weigh beside adapted ones
+TARGET_SHRINK_CHARACTERS = 5.0
+TARGET_CHARACTERS, TARGET_FORMS = 6.0, 6.0
+SHARE_CHARACTERS, SHARE_FORMS = 2.0, 0.5  # of training text, to 1 of the domain's
 TURNS = 10
 KNOWN_COUNT = 3  # a label knows a word that it has seen so often
 
@@ -78,6 +76,14 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Views:
+    """The two views of a line. Characters know the domain, forms carry over into the next."""
+
+    characters: Table
+    forms: Table
+
+
+@dataclass(frozen=True)
 class Settings:
     """What training found out about the labels."""
 
@@ -93,9 +99,8 @@ class Identifier:
     """Tables and settings; never changes. `adapted` returns another."""
 
     settings: Settings
-    characters: Table
-    forms: Table
-    target: Table | None = None  # forms, with those of a domain
+    trained: Views
+    target: Views | None = None  # with the text of a domain
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -134,37 +139,45 @@ class Identifier:
         teaches: NDArray[np.bool_] = np.any(possible, axis=1) & ~self._foreign(trained, cut)
         if teaches.sum() < FEWEST_TO_ADAPT:
             return self
-        return replace(self, target=self._learnt(trained, cut.forms, teaches))
+        shares, forms = self._learnt_forms(trained, cut.forms, teaches)
+        shares[~teaches] = 0
+        return replace(self, target=Views(self._learnt_characters(shares, cut.characters), forms))
 
-    def _learnt(self, trained: Scores, forms: Features, teaches: NDArray[np.bool_]) -> Table:
-        """Go round: posteriors → counts of forms → posteriors."""
+    def _learnt_forms(
+        self, trained: Scores, forms: Features, teaches: NDArray[np.bool_]
+    ) -> tuple[Scores, Table]:
+        """Go round: posteriors → counts of forms → posteriors; return the last of both."""
         used = teaches[forms.lines]
         buckets, local = np.unique(forms.buckets[used], return_inverse=True)
-        lines = forms.lines[used]
-        totals = self.forms.counts.sum(1, dtype=np.float64)
-        # As if every label had equally much text: which of them a domain has is not known.
-        factor = (local.size * SOURCE_SHARE / len(self.labels) / totals)[:, None]
-        base = self.forms.counts[:, buckets] * factor
-        shares = softmax(trained)
-        counts = np.zeros_like(base)
-        there = Features(forms.buckets[used], lines, forms.num_lines)
+        there = Features(forms.buckets[used], forms.lines[used], forms.num_lines)
+        base, totals = _lessened(self.trained.forms, local.size * SHARE_FORMS)
+        seen = base[:, buckets]
+        shares, counts = softmax(trained), np.zeros_like(seen)
         for turn in range(TURNS):
             taught = shares * _surest(shares, teaches, (turn + 1) / (TURNS * 0.6))[:, None]
             for label in range(len(self.labels)):
-                counts[label] = np.bincount(local, taught[lines, label], buckets.size)
-            rows = totals * factor[:, 0] + counts.sum(1)
-            weights = _log_ratios(base + counts, rows, SHRINK_FORMS)
-            shares = softmax(SOURCE * trained + TARGET * _scores(local, there, weights))
-        full = self.forms.counts * factor
-        full[:, buckets] += counts
-        return Table(full.astype(np.float32), SHRINK_FORMS)
+                counts[label] = np.bincount(local, taught[there.lines, label], buckets.size)
+            weights = _log_ratios(seen + counts, totals + counts.sum(1), SHRINK_FORMS)
+            shares = softmax(SOURCE * trained + TARGET_FORMS * _scores(local, there, weights))
+        base[:, buckets] += counts
+        return shares, Table(base, SHRINK_FORMS)
+
+    def _learnt_characters(self, shares: Scores, characters: Features) -> Table:
+        """Count n-grams by the posteriors that the forms came to."""
+        counts, _ = _lessened(self.trained.characters, characters.buckets.size * SHARE_CHARACTERS)
+        for label in range(len(self.labels)):
+            taught = shares[characters.lines, label]
+            counts[label] += np.bincount(characters.buckets, taught, BUCKETS).astype(np.float32)
+        return Table(counts, TARGET_SHRINK_CHARACTERS)
 
     def scores(self, cut: Substrings) -> Scores:  # (lines, labels)
         """Return log odds before any temperature, whatever the script."""
-        scores = CHARACTERS * self.characters.scores(cut.characters)
-        scores += FORMS * self.forms.scores(cut.forms)
+        scores = CHARACTERS * self.trained.characters.scores(cut.characters)
+        scores += FORMS * self.trained.forms.scores(cut.forms)
         if self.target is not None:
-            scores = SOURCE * scores + TARGET * self.target.scores(cut.forms)
+            scores *= SOURCE
+            scores += TARGET_CHARACTERS * self.target.characters.scores(cut.characters)
+            scores += TARGET_FORMS * self.target.forms.scores(cut.forms)
         return scores
 
     def _possible(self, lines: Sequence[str]) -> NDArray[np.bool_]:  # (lines, labels)
@@ -174,7 +187,7 @@ class Identifier:
         ).reshape(len(lines), len(self.labels))
 
     def _foreign(self, scores: Scores, cut: Substrings) -> NDArray[np.bool_]:  # (lines,)
-        return known_share(self.forms, scores, cut.words) < self.settings.least_known
+        return known_share(self.trained.forms, scores, cut.words) < self.settings.least_known
 
     def _answers(
         self, scores: Scores, cut: Substrings, possible: NDArray[np.bool_]
@@ -198,87 +211,6 @@ class Identifier:
             answers.append(Answer(UNDETERMINED if reason else name, share, name, reason))
         return answers
 
-    def save(self, path: Path) -> None:
-        """Write the identifier as one checksummed safetensors file, whole or not at all.
-
-        Raises:
-            StorageError: the disk is full or refuses.
-        """
-        arrays: dict[str, NDArray[Any]] = {}
-        for name, table in self._tables().items():
-            buckets = np.flatnonzero(table.counts.any(0)).astype(np.int32)
-            arrays[f"{name}.buckets"] = buckets
-            arrays[f"{name}.counts"] = table.counts[:, buckets]
-        facts = {
-            "kind": KIND,
-            "format": FORMAT,
-            "labels": self.labels,
-            "scripts": self.settings.scripts,
-            "temperature": self.settings.temperature,
-            "adapted_temperature": self.settings.adapted_temperature,
-            "least_known": self.settings.least_known,
-        }
-        write_tensors(path, arrays, facts)
-
-    def _tables(self) -> dict[str, Table]:
-        tables = {"characters": self.characters, "forms": self.forms}
-        return tables if self.target is None else tables | {"target": self.target}
-
-
-def load_identifier(path: Path) -> Identifier:
-    """Return what `Identifier.save` wrote; everything in the file is checked.
-
-    Raises:
-        CorruptFileError: the file is missing, torn, altered, or no identifier.
-    """
-    arrays, facts = read_tensors(path)
-    try:
-        if facts["kind"] != KIND or facts["format"] != FORMAT:
-            raise ValueError(f"kind {facts['kind']!r}, format {facts['format']!r}")
-        settings = _checked_settings(facts)
-        names = {"characters": SHRINK_CHARACTERS, "forms": SHRINK_FORMS, "target": SHRINK_FORMS}
-        parts = {name.split(".")[0] for name in arrays}
-        if not {"characters", "forms"} <= parts <= names.keys() or len(arrays) != 2 * len(parts):
-            raise ValueError(f"it has {', '.join(sorted(arrays))}")
-        tables = {part: _checked_table(arrays, part, settings, names[part]) for part in parts}
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFileError(
-            f"{path} is not a language identifier of this version: {error}",
-            "make it again with boli language train",
-        ) from error
-    return Identifier(settings, tables["characters"], tables["forms"], tables.get("target"))
-
-
-def _checked_settings(facts: Mapping[str, Any]) -> Settings:
-    labels, scripts = tuple(facts["labels"]), tuple(tuple(own) for own in facts["scripts"])
-    numbers = [facts[name] for name in ("temperature", "adapted_temperature", "least_known")]
-    if len(labels) < 2 or list(labels) != sorted(set(labels)) or len(scripts) != len(labels):
-        raise ValueError(f"labels {labels} with scripts {scripts}")
-    if not all(isinstance(text, str) and text for own in (labels, *scripts) for text in own):
-        raise ValueError(f"labels {labels} with scripts {scripts}")
-    if not all(isinstance(number, float) and 0 <= number < 1e6 for number in numbers):
-        raise ValueError(f"temperatures and known share {numbers}")
-    if not (numbers[0] and numbers[1]):
-        raise ValueError("a temperature of 0")
-    return Settings(labels, scripts, *numbers)
-
-
-def _checked_table(
-    arrays: Mapping[str, NDArray[Any]], name: str, settings: Settings, shrink: float
-) -> Table:
-    buckets, counts = arrays[f"{name}.buckets"], arrays[f"{name}.counts"]
-    if buckets.dtype != np.int32 or buckets.ndim != 1 or not buckets.size:
-        raise ValueError(f"{name} has buckets {buckets.dtype}{list(buckets.shape)}")
-    if buckets[0] < 0 or buckets[-1] >= BUCKETS or (np.diff(buckets) <= 0).any():
-        raise ValueError(f"{name} has buckets outside [0, {BUCKETS}) or out of order")
-    if counts.dtype != np.float32 or counts.shape != (len(settings.labels), buckets.size):
-        raise ValueError(f"{name} has counts {counts.dtype}{list(counts.shape)}")
-    if not np.isfinite(counts).all() or (counts < 0).any() or (counts.sum(1) <= 0).any():
-        raise ValueError(f"{name} has counts that are no counts")
-    full = np.zeros((len(settings.labels), BUCKETS), np.float32)
-    full[:, buckets] = counts
-    return Table(full, shrink)
-
 
 def known_share(forms: Table, scores: Scores, words: Features) -> Scores:  # (lines,)
     """Return the share of each line's words that its best label has seen KNOWN_COUNT times."""
@@ -286,6 +218,16 @@ def known_share(forms: Table, scores: Scores, words: Features) -> Scores:  # (li
     known = forms.counts[best[words.lines], words.buckets] >= KNOWN_COUNT
     share: Scores = np.bincount(words.lines, known, words.num_lines) / words.lengths
     return share
+
+
+def _lessened(table: Table, amount: float) -> tuple[Floats, Scores]:
+    """Return counts that sum to an amount, evenly over labels, and the sum of each row.
+
+    Evenly, because how much of each label a domain has is not known.
+    """
+    totals = table.counts.sum(1, dtype=np.float64)
+    factor = amount / totals.size / totals
+    return (table.counts * factor[:, None]).astype(np.float32), totals * factor
 
 
 def _log_ratios(counts: Floats, totals: Scores, shrink: float) -> Floats:

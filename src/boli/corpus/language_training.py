@@ -16,6 +16,7 @@ from boli.corpus.language import (
     Scores,
     Settings,
     Table,
+    Views,
     known_share,
     softmax,
 )
@@ -64,7 +65,8 @@ def _counted(lines: Mapping[str, Sequence[str]]) -> Identifier:
         names, numbers = np.unique([script_of(line) or "" for line in own], return_counts=True)
         scripts.append(tuple(names[numbers >= SCRIPT_SHARE * len(own)].tolist()))
     settings = Settings(tuple(lines), tuple(scripts), 1.0, 1.0, 0.0)
-    return Identifier(settings, Table(characters, SHRINK_CHARACTERS), Table(forms, SHRINK_FORMS))
+    views = Views(Table(characters, SHRINK_CHARACTERS), Table(forms, SHRINK_FORMS))
+    return Identifier(settings, views)
 
 
 def _counts(features: Features) -> Floats:
@@ -83,7 +85,8 @@ def _calibrated(lines: Mapping[str, Sequence[str]], identifier: Identifier) -> I
         identifier.settings,
         temperature=_temperature(scores, truth),
         adapted_temperature=_temperature(first.adapted(rest).scores(cut), truth),
-        least_known=KNOWN_SHARE * float(np.median(known_share(first.forms, scores, cut.words))),
+        least_known=KNOWN_SHARE
+        * float(np.median(known_share(first.trained.forms, scores, cut.words))),
     )
     return replace(identifier, settings=settings)
 
