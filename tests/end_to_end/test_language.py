@@ -21,7 +21,7 @@ def boli(*arguments: str | Path, given: str = "") -> subprocess.CompletedProcess
 def folder(made_up_lines: Lines, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a model of bho, hin and mag, and lines that it has not seen."""
     folder = tmp_path_factory.mktemp("language")
-    bho, mag, hin = (made_up_lines(name, 160) for name in ("bho", "mag", "hin"))
+    bho, mag, hin = (made_up_lines(name, 700) for name in ("bho", "mag", "hin"))
     (folder / "village.txt").write_text("\n".join(bho[:100]), encoding="utf-8")
     judged = [("BHO", bho), ("HIN", hin), ("MAG", mag)]
     for name, part in (("labeled.tsv", slice(100)), ("judged.tsv", slice(100, 160))):
@@ -38,11 +38,11 @@ def folder(made_up_lines: Lines, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_each_line_is_told_with_a_confidence(folder: Path, adapt: tuple[str, ...]) -> None:
     done = boli("identify", folder / "m", folder / "new.txt", *adapt)
     rows = [line.split("\t") for line in done.stdout.splitlines()]
-    assert len(rows) == 60
-    assert sum(label == "mag" for label, _, _ in rows) >= 57
+    assert len(rows) == 600
+    assert sum(label == "mag" for label, _, _ in rows) >= 570
     assert all(0 <= float(confidence) <= 1 for _, confidence, _ in rows)
     assert [text for _, _, text in rows] == (folder / "new.txt").read_text("utf-8").splitlines()
-    assert done.stderr.startswith("60 lines, together mag")
+    assert done.stderr.startswith("600 lines, together mag")
 
 
 def test_text_that_comes_in_is_told_and_other_scripts_are_und(folder: Path) -> None:

@@ -7,8 +7,8 @@ too few words is in another language; one that two labels fit is unsure.
 
 Adaptation looks at the unlabelled lines of a domain together. It begins with the lines that are
 surest, a share of each label, counts their forms beside those of the training text, and goes
-round until all lines that look like any label have taught. No label is given a quota: one that
-is absent gets none. What came of that counts the domain's n-grams, once.
+round until all lines that are clearly of one label have taught. No label is given a quota: one
+that is absent gets none. What came of that counts the domain's n-grams, once.
 
 Source: Jauhiainen, Jauhiainen & Lindén 2018, Iterative Language Model Adaptation for Indo-Aryan
     Language Identification, https://aclanthology.org/W18-3907 (surest lines first, again and
@@ -22,6 +22,7 @@ Source: Guo, Pleiss, Sun & Weinberger 2017, On Calibration of Modern Neural Netw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,7 +37,7 @@ Floats = NDArray[np.float32]
 Scores = NDArray[np.float64]
 
 UNDETERMINED = "und"  # ISO 639-3
-FEWEST_TO_ADAPT = 50
+FEWEST_TO_ADAPT = 500  # lines; with 200 it was as often for the worse
 CHUNK_LINES = 4096
 SHRINK_CHARACTERS, SHRINK_FORMS = 30.0, 20.0  # imagined counts
 CHARACTERS, FORMS = 0.3, 3.0  # what the two views weigh
@@ -45,6 +46,7 @@ TARGET_SHRINK_CHARACTERS = 5.0
 TARGET_CHARACTERS, TARGET_FORMS = 6.0, 6.0
 SHARE_CHARACTERS, SHARE_FORMS = 2.0, 0.5  # of training text, to 1 of the domain's
 TURNS = 10
+LEAST_LEAD = 0.4  # of the best label's probability, for a line to teach
 KNOWN_COUNT = 3  # a label knows a word that it has seen so often
 
 
@@ -122,12 +124,12 @@ class Identifier:
         whole, *each = self.identify([" ".join(lines), *lines])
         return whole, each
 
-    def adapted(self, lines: Sequence[str]) -> Identifier:
+    def adapted(self, lines: Sequence[str], fewest: int = FEWEST_TO_ADAPT) -> Identifier:
         """Return an identifier that has also learnt from unlabelled lines of one domain.
 
         Give all languages of the domain together. Lines in a script that no label has, or that
-        no label knows enough words of, teach nothing; with fewer than FEWEST_TO_ADAPT others
-        the identifier itself is returned.
+        no label knows enough words of, teach nothing; with fewer than `fewest` others the
+        identifier itself is returned.
         """
         lines = list(dict.fromkeys(lines))
         if not lines:
@@ -137,7 +139,7 @@ class Identifier:
         trained = replace(self, target=None).scores(cut)
         trained[~possible] = -np.inf
         teaches: NDArray[np.bool_] = np.any(possible, axis=1) & ~self._foreign(trained, cut)
-        if teaches.sum() < FEWEST_TO_ADAPT:
+        if teaches.sum() < fewest:
             return self
         shares, forms = self._learnt_forms(trained, cut.forms, teaches)
         shares[~teaches] = 0
@@ -251,12 +253,15 @@ def softmax(scores: Scores) -> Scores:
 
 
 def _surest(shares: Scores, teaches: NDArray[np.bool_], fraction: float) -> NDArray[np.bool_]:
-    """Pick of the lines that teach a fraction of each label's, by the lead of the best label."""
+    """Pick a fraction of each label's lines, by the lead of the best label.
+
+    Lines without a clear lead never teach: where a label is absent, those called so are such.
+    """
     ordered = np.sort(shares, 1)
     lead, best = ordered[:, -1] - ordered[:, -2], shares.argmax(1)
     picked = np.zeros(len(shares), bool)
     for label in range(shares.shape[1]):
-        own = np.flatnonzero(teaches & (best == label))
-        number = max(1, int(own.size * min(1.0, fraction)))
+        own = np.flatnonzero(teaches & (best == label) & (lead > LEAST_LEAD))
+        number = math.ceil(own.size * min(1.0, fraction))
         picked[own[np.argsort(-lead[own], kind="stable")[:number]]] = True
     return picked

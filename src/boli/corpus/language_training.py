@@ -84,7 +84,7 @@ def _calibrated(lines: Mapping[str, Sequence[str]], identifier: Identifier) -> I
     settings = replace(
         identifier.settings,
         temperature=_temperature(scores, truth),
-        adapted_temperature=_temperature(first.adapted(rest).scores(cut), truth),
+        adapted_temperature=_temperature(first.adapted(rest, fewest=1).scores(cut), truth),
         least_known=KNOWN_SHARE
         * float(np.median(known_share(first.trained.forms, scores, cut.words))),
     )

@@ -113,7 +113,7 @@ def test_adaptation_finds_more_in_a_new_domain(
     def right(judge: Identifier) -> int:
         return sum(a.best == name for a, name in zip(judge.identify(lines), truth, strict=True))
 
-    before, after = right(open_gate), right(open_gate.adapted(lines))
+    before, after = right(open_gate), right(open_gate.adapted(lines, fewest=50))
     assert before < 295
     assert after > before
 
@@ -122,14 +122,16 @@ def test_adaptation_on_one_language_invents_no_other(
     identifier: Identifier, text: dict[str, list[str]]
 ) -> None:
     lines = text["hin"][100:]
-    assert told(identifier.adapted(lines), lines).count("hin") >= 95
+    assert told(identifier.adapted(lines, fewest=50), lines).count("hin") >= 95
 
 
 def test_foreign_lines_teach_nothing(identifier: Identifier, made_up_lines: Lines) -> None:
     strangers = [
         line.translate(str.maketrans("कगजदपम", "ठढझथफण")) for line in made_up_lines("x", 99)
     ]
-    assert identifier.adapted(["plain English"] * 99 + strangers + ["", "12"]) is identifier
+    assert (
+        identifier.adapted(["plain English"] * 99 + strangers + ["", "12"], fewest=50) is identifier
+    )
 
 
 def test_adaptation_leaves_the_identifier_as_it_was_and_needs_no_order(
@@ -137,7 +139,7 @@ def test_adaptation_leaves_the_identifier_as_it_was_and_needs_no_order(
 ) -> None:
     lines = [line for own in text.values() for line in own[100:]]
     before = identifier.trained.forms.counts.copy()
-    one, two = identifier.adapted(lines), identifier.adapted(lines[::-1])
+    one, two = identifier.adapted(lines, fewest=50), identifier.adapted(lines[::-1], fewest=50)
     assert identifier.target is None
     assert np.array_equal(before, identifier.trained.forms.counts)
     assert one.target is not None
@@ -149,7 +151,7 @@ def test_saved_identifier_answers_alike(
     identifier: Identifier, text: dict[str, list[str]], tmp_path: Path
 ) -> None:
     lines = [line for own in text.values() for line in own[100:]]
-    for number, original in enumerate((identifier, identifier.adapted(lines))):
+    for number, original in enumerate((identifier, identifier.adapted(lines, fewest=50))):
         path = tmp_path / f"{number}.safetensors"
         save_identifier(original, path)
         loaded = load_identifier(path)
@@ -237,6 +239,13 @@ def test_tables_that_are_no_counts_are_refused(
 def test_too_little_to_train_on_is_said(lines: dict[str, list[str]], problem: str) -> None:
     with pytest.raises(CorpusError, match=problem):
         train(lines)
+
+
+def test_too_few_lines_of_a_domain_change_nothing(
+    identifier: Identifier, text: dict[str, list[str]]
+) -> None:
+    assert identifier.adapted(text["hin"][100:]) is identifier
+    assert identifier.adapted(text["hin"][100:], fewest=100) is not identifier
 
 
 @given(st.lists(st.text(max_size=40), max_size=5))
