@@ -13,6 +13,7 @@ from boli.corpus.sources import (
     LONGEST_LINE,
     normal_form,
     part_of,
+    read_labeled,
     read_lines,
     read_split,
     share_of,
@@ -473,6 +474,27 @@ def test_file_without_lines_of_text_is_refused(tmp_path: Path, content: bytes | 
 
 
 # --- the real text
+
+
+def test_labeled_lines_come_by_label_in_lower_case(tmp_path: Path) -> None:
+    path = tmp_path / "labeled.tsv"
+    path.write_text("घर  में\tBHO\r\n\nराम\tगइल\tmag\nहम\tbho\n", encoding="utf-8")
+    assert read_labeled(path) == {"bho": ["घर में", "हम"], "mag": ["राम गइल"]}
+
+
+@pytest.mark.parametrize("line", ["घर bho", "घर\tBhojpuri", "\tbho", "घर\t"])
+def test_line_without_a_label_is_refused_by_its_number(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "labeled.tsv"
+    path.write_text(f"हम\tbho\n{line}\n", encoding="utf-8")
+    with pytest.raises(CorpusError, match="line 2 of"):
+        read_labeled(path)
+
+
+def test_labeled_file_without_a_line_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labeled.tsv"
+    path.write_text("\n \n", encoding="utf-8")
+    with pytest.raises(CorpusError, match="holds no text"):
+        read_labeled(path)
 
 
 @pytest.mark.corpora
