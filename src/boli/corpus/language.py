@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boli.corpus.ngrams import BUCKETS, Features, Substrings, script_of, substrings
+from boli.corpus.ngrams import BUCKETS, Features, Substrings, substrings
+from boli.corpus.script import script_of
 
 Floats = NDArray[np.float32]
 Scores = NDArray[np.float64]

@@ -20,7 +20,8 @@ from boli.corpus.language import (
     known_share,
     softmax,
 )
-from boli.corpus.ngrams import BUCKETS, Features, script_of, substrings
+from boli.corpus.ngrams import BUCKETS, Features, substrings
+from boli.corpus.script import NO_SCRIPT, script_of
 from boli.errors import CorpusError
 
 FEWEST_LINES = 20  # of a label
@@ -45,7 +46,7 @@ def train(lines: Mapping[str, Sequence[str]]) -> Identifier:
         )
     kept: dict[str, list[str]] = {}
     for name in sorted(lines):
-        kept[name] = [line for line in dict.fromkeys(lines[name]) if script_of(line)]
+        kept[name] = [line for line in dict.fromkeys(lines[name]) if script_of(line) != NO_SCRIPT]
         if len(kept[name]) < FEWEST_LINES:
             raise CorpusError(
                 f"{name} has {len(kept[name])} different lines with letters",
@@ -62,7 +63,7 @@ def _counted(lines: Mapping[str, Sequence[str]]) -> Identifier:
     for label, own in enumerate(lines.values()):
         cut = substrings(own)
         characters[label], forms[label] = _counts(cut.characters), _counts(cut.forms)
-        names, numbers = np.unique([script_of(line) or "" for line in own], return_counts=True)
+        names, numbers = np.unique([script_of(line) for line in own], return_counts=True)
         scripts.append(tuple(names[numbers >= SCRIPT_SHARE * len(own)].tolist()))
     settings = Settings(tuple(lines), tuple(scripts), 1.0, 1.0, 0.0)
     views = Views(Table(characters, SHRINK_CHARACTERS), Table(forms, SHRINK_FORMS))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,33 +18,6 @@ BUCKETS = 1 << 20
 LENGTHS = (2, 3, 4, 5)  # of character n-grams
 _FACTOR = 0x9E3779B97F4A7C15
 _SPACE = ord(" ")
-_SCRIPTS = {  # first word of a character's Unicode name → ISO 15924
-    "DEVANAGARI": "Deva",
-    "LATIN": "Latn",
-    "BENGALI": "Beng",
-    "ORIYA": "Orya",
-    "KANNADA": "Knda",
-    "OL": "Olck",
-    "ARABIC": "Arab",
-    "GUJARATI": "Gujr",
-    "GURMUKHI": "Guru",
-    "TAMIL": "Taml",
-    "TELUGU": "Telu",
-    "MALAYALAM": "Mlym",
-    "SINHALA": "Sinh",
-    "TIBETAN": "Tibt",
-    "MEETEI": "Mtei",
-    "WARANG": "Wara",
-    "MYANMAR": "Mymr",
-    "THAI": "Thai",
-    "CYRILLIC": "Cyrl",
-    "GREEK": "Grek",
-    "HEBREW": "Hebr",
-    "CJK": "Hani",
-    "HIRAGANA": "Hira",
-    "KATAKANA": "Kana",
-    "HANGUL": "Hang",
-}
 _FOLDED = {  # what writers of Devanagari mix
     "ी": "ि",
     "ू": "ु",
@@ -81,23 +54,6 @@ _folding = _Folding()
 def fold(line: str) -> str:
     """Return lower-case letters and marks, folded, with one space between words."""
     return " ".join(unicodedata.normalize("NFKD", line).lower().translate(_folding).split())
-
-
-@lru_cache(maxsize=1 << 16)
-def _script_of(character: str) -> str:
-    if unicodedata.category(character)[0] != "L":
-        return ""
-    return _SCRIPTS.get(unicodedata.name(character, "?").split()[0], "Zzzz")
-
-
-def script_of(line: str) -> str | None:
-    """Return the ISO 15924 code that most letters of a line have; None where it has no letter."""
-    found: dict[str, int] = {}
-    for character in line:
-        script = _script_of(character)
-        if script:
-            found[script] = found.get(script, 0) + 1
-    return max(found, key=found.__getitem__) if found else None
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,43 @@ tables/SCRIPT.toml.
 
 from __future__ import annotations
 
-import re
 import tomllib
 import unicodedata
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
 SCRIPTS = ("Deva", "Beng", "Orya", "Knda", "Olck", "Arab", "Latn")
-NO_SCRIPT = "Zyyy"
-
-_ANY_LETTERS = re.compile(r"[^\W\d_]+")  # \w has letters, but no marks
+NO_SCRIPT, UNKNOWN_SCRIPT = "Zyyy", "Zzzz"
+_NAMED = {  # first word of a character's Unicode name → ISO 15924
+    "DEVANAGARI": "Deva",
+    "LATIN": "Latn",
+    "FULLWIDTH": "Latn",
+    "BENGALI": "Beng",
+    "ORIYA": "Orya",
+    "KANNADA": "Knda",
+    "OL": "Olck",
+    "ARABIC": "Arab",
+    "GUJARATI": "Gujr",
+    "GURMUKHI": "Guru",
+    "TAMIL": "Taml",
+    "TELUGU": "Telu",
+    "MALAYALAM": "Mlym",
+    "SINHALA": "Sinh",
+    "TIBETAN": "Tibt",
+    "MEETEI": "Mtei",
+    "WARANG": "Wara",
+    "MYANMAR": "Mymr",
+    "THAI": "Thai",
+    "CYRILLIC": "Cyrl",
+    "GREEK": "Grek",
+    "HEBREW": "Hebr",
+    "CJK": "Hani",
+    "HIRAGANA": "Hira",
+    "KATAKANA": "Kana",
+    "HANGUL": "Hang",
+}
 
 
 @cache
@@ -59,28 +84,21 @@ def ranges_of(characters: Iterable[str]) -> str:
 def script_of(text: str) -> str:
     """Return the ISO 15924 code of the script that most letters of the text are of.
 
-    "Zyyy" where there are no letters, or where more of them are of scripts that have no
-    table here than of any that has one. Marks, digits and signs are not counted; of
-    scripts with equally many letters the first in SCRIPTS wins.
+    "Zyyy" where there are no letters, "Zzzz" where most are of a script that is not known
+    here. Marks, digits and signs are not counted; of scripts with equally many letters the one
+    that comes first in the text wins.
     """
-    if text.isascii():
-        return "Latn" if _ANY_LETTERS.search(text) else NO_SCRIPT
-    total = _count(_ANY_LETTERS, text)
-    best, most, others = NO_SCRIPT, 0, total
-    for script in SCRIPTS:
-        count = _count(_pattern(script), text)
-        others -= count
-        if count > most:
-            best, most = script, count
-        if 2 * count > total:
-            return script
-    return best if most >= others else NO_SCRIPT
+    found: dict[str, int] = {}
+    for character in text:
+        script = _script_of(character)
+        if script:
+            found[script] = found.get(script, 0) + 1
+    return max(found, key=found.__getitem__) if found else NO_SCRIPT
 
 
-def _count(pattern: re.Pattern[str], text: str) -> int:
-    return sum(map(len, pattern.findall(text)))
-
-
-@cache
-def _pattern(script: str) -> re.Pattern[str]:
-    return re.compile(f"[{letters_of(script, 'L')}]+")
+@lru_cache(1 << 16)
+def _script_of(character: str) -> str:
+    """Return a letter's script; empty for what is no letter."""
+    if unicodedata.category(character)[0] != "L":
+        return ""
+    return _NAMED.get(unicodedata.name(character, "?").split()[0], UNKNOWN_SCRIPT)

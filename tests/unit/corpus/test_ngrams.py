@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boli.corpus.ngrams import BUCKETS, LENGTHS, fold, script_of, substrings
+from boli.corpus.ngrams import BUCKETS, LENGTHS, fold, substrings
 
 LINES = st.lists(st.text(max_size=30), max_size=6)
 
@@ -17,15 +17,6 @@ def test_spellings_that_writers_mix_fold_into_one() -> None:
 
 def test_digits_punctuation_and_case_fold_away() -> None:
     assert fold("  Bihar, १९४८ - 5।") == "bihar"
-
-
-def test_script_is_that_of_most_letters() -> None:
-    assert script_of("भाषा ABC लिखल जाला") == "Deva"
-    assert script_of("ᱥᱟᱱᱛᱟᱲᱤ") == "Olck"
-    assert script_of("ବିହାର") == "Orya"
-    assert script_of("ಕನ್ನಡ") == "Knda"
-    assert script_of("12 ।।") is None
-    assert script_of("ꓐꓬ") == "Zzzz"
 
 
 def test_same_words_fall_into_same_buckets_wherever_they_stand() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from boli.corpus.script import NO_SCRIPT, SCRIPTS, script_of, table
+from boli.corpus.script import NO_SCRIPT, SCRIPTS, UNKNOWN_SCRIPT, script_of, table
 
 WORDS = {
     "Deva": "हम भोजपुरी बोलिला।",
@@ -21,16 +21,23 @@ def test_each_script_is_known_by_its_words(script: str) -> None:
     assert table(script.lower())["script"] == script
 
 
-@pytest.mark.parametrize("text", ["", "१२३ 456", "।॥ !?", "தமிழ்", "русский язык, too", "़ा"])
-def test_text_of_no_known_script_has_none(text: str) -> None:
+@pytest.mark.parametrize("text", ["", "१२३ 456", "।॥ !?", "़ा"])
+def test_text_without_letters_has_no_script(text: str) -> None:
     assert script_of(text) == NO_SCRIPT
+
+
+@pytest.mark.parametrize(
+    ("text", "script"), [("தமிழ்", "Taml"), ("русский язык, too", "Cyrl"), ("ꓐꓬ", UNKNOWN_SCRIPT)]
+)
+def test_scripts_without_tables_are_named_too(text: str, script: str) -> None:
+    assert script_of(text) == script
 
 
 def test_majority_decides_and_marks_do_not_count() -> None:
     assert script_of("पटना में WhatsApp") == "Latn"  # 5 letters against 8
     assert script_of("पटना में हम लोग WhatsApp") == "Deva"
     assert script_of("कि ab") == "Latn"
-    assert script_of("क a") == "Deva"  # as many: the order of SCRIPTS
+    assert script_of("क a") == "Deva"  # as many: the first
 
 
 def test_shapes_of_letters_count_as_their_script() -> None:
