@@ -209,7 +209,9 @@ class Guest:
             error_cb=complain,
         )
         # nats-py says nothing when the server's last word was lost, and only the end came.
-        assert self.client.is_connected, "closed"
+        if not self.client.is_connected:
+            await self.leave()
+            raise ConnectionResetError("closed")
 
     async def join(self, **values: Any) -> None:
         """Take a site's seat, and its orders."""

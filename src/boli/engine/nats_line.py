@@ -40,6 +40,7 @@ DIALS_AT_ONCE = 12
 SHORT_SECONDS = 2.0  # of a stop after which the old connection may as well go on
 REFUSED_SECONDS = 30.0  # after a key was refused: it may be a server that starts
 WATCH_SECONDS = 0.5
+END_SECONDS = 4.0  # that a connection may take to be let go
 
 
 @dataclass
@@ -91,7 +92,7 @@ class Line:
         """End the connection, and the thread; harmless when repeated."""
         if self._thread.is_alive():
             self.soon(self._stopping.set)
-            self._thread.join(10.0)
+            self._thread.join(5 * END_SECONDS)
 
     # In the line's thread
 
@@ -100,10 +101,7 @@ class Line:
         try:
             self.loop.run_until_complete(self._stay())
         finally:
-            rest = asyncio.all_tasks(self.loop)
-            for task in rest:
-                task.cancel()
-            self.loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
+            self.loop.run_until_complete(self._end_all())
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
             self.loop.close()
 
@@ -119,6 +117,18 @@ class Line:
             with contextlib.suppress(*QUIET_ERRORS):
                 await asyncio.wait_for(client.drain(), 3.0)
             await abandon(client)
+        # It lets go of the connections that it is making; cancelled again, it could not.
+        await asyncio.wait({stay}, timeout=END_SECONDS)
+
+    async def _end_all(self) -> None:
+        """Cancel until nothing is left: a task may begin others while it ends."""
+        for _ in range(5):
+            rest = asyncio.all_tasks() - {asyncio.current_task()}
+            if not rest:
+                return
+            for task in rest:
+                task.cancel()
+            await asyncio.wait(rest, timeout=END_SECONDS / 2)
 
     async def _connect_for_ever(self) -> None:
         found: Way | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import ssl
 import threading
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from over_nats import free_port
 
 from boli.engine.identities import Access, Address, Identities, new_seed
 from boli.engine.nats_line import Line, _give_up
+from boli.engine.nats_server import Server
 from boli.engine.nats_way import KeyRefusedError, Way
 
 
@@ -135,3 +138,27 @@ def test_connection_that_nobody_wants_any_more_is_let_go(pause: float) -> None:
 
     asyncio.run(change_ones_mind())
     assert way.client.num_closed == (1 if pause == 0 else 0)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.002, 0.005, 0.01, 0.02, 0.05])
+def test_line_that_is_closed_while_it_connects_leaves_nothing_open(
+    tmp_path: Path, pause: float
+) -> None:
+    """What is left open is told as a warning, which fails the test."""
+    address = Address("127.0.0.1", free_port())
+    server = Server(tmp_path / "coordinator", address)
+    access = server.identities.invite("arrah", address).access
+    server.write_settings()
+    server.start()
+    try:
+        for number in range(10):
+            line = Line(access, nothing)
+            line.open()
+            time.sleep(pause * (1 + number / 10))
+            line.close()
+            assert not line._thread.is_alive()
+            assert line.loop.is_closed()
+            del line
+            gc.collect()
+    finally:
+        server.stop()
