@@ -353,7 +353,8 @@ async def _with_revoked_key(fort: Fort, seed: str) -> None:
             break
         await asyncio.sleep(0.1)
     assert guest.client.is_closed
-    with pytest.raises(Exception, match=r"(?i)authorization|closed|reset|eof|lost"):
+    # Why, the journal has to say: the server's last word may be lost on its way.
+    with pytest.raises((OSError, EOFError, nats.errors.Error)):
         await guest.enter(seed)
     await guest.enter(new.access.seed)
     await guest.leave()
