@@ -22,7 +22,7 @@ from boli.engine.identities import Address, Identities
 from boli.engine.nats import MEASURE_SECONDS, NatsTransport
 from boli.engine.nats_seat import WRONG_BORNE
 from boli.engine.nats_server import Server
-from boli.engine.nats_streams import ROOM_BYTES
+from boli.engine.nats_streams import stream_room
 from boli.rounds.transport import Arrival, Failed, Joined, Left, Malformed, Measurement
 from boli.rounds.update import Order, Release
 from boli.site.kit import Kit
@@ -64,6 +64,15 @@ class Seats:
             found += self.transport.receive(0.2)
         return found
 
+    def num_kept(self) -> int:
+        """Return how many messages of arrah the server holds."""
+
+        async def ask() -> int:
+            client = await self.transport._line.ready()
+            return int((await client.jetstream().stream_info("UP_arrah")).state.messages)
+
+        return int(self.transport._line.call(ask()).result(10))
+
     def play(self, act: Callable[[Guest], Awaitable[Any]], site: str = "arrah") -> Any:
         """Come in with a site's key, act, and leave."""
 
@@ -95,7 +104,7 @@ def order(number: int) -> Order:
 
 def test_site_that_takes_what_it_is_sent_is_sent_more_than_its_stream_holds(seats: Seats) -> None:
     seat = seats.transport._seats["arrah"]
-    room = 3 * seat.assembler.largest_bytes + ROOM_BYTES
+    room = stream_room(seat.assembler.largest_bytes)
 
     async def take_all(guest: Guest) -> None:
         await guest.join()
@@ -198,10 +207,6 @@ def test_what_is_wrong_is_forgotten_ever_more_slowly(seats: Seats) -> None:
         for number in range(40):
             await guest.send_part(f"rubbish {number}", b"")
 
-    async def kept() -> int:
-        client = await seats.transport._line.ready()
-        return int((await client.jetstream().stream_info("UP_arrah")).state.messages)
-
     seats.play(send_rubbish)
     told = 0
     deadline = time.monotonic() + 10
@@ -209,7 +214,7 @@ def test_what_is_wrong_is_forgotten_ever_more_slowly(seats: Seats) -> None:
         told += sum(isinstance(one, Malformed) for one in seats.transport.receive(0.2))
     assert told == 40
     time.sleep(1.0)
-    assert 15 < seats.transport._line.call(kept()).result(10) <= 30
+    assert 15 < seats.num_kept() <= 30
     assert seat.wrong_borne < 0 < WRONG_BORNE
 
 
@@ -241,15 +246,11 @@ def test_message_that_is_never_completed_is_forgotten_as_slowly(seats: Seats) ->
         for number in range(30):
             await guest.send_part(f"{number:012x}.0.2", b"x")
 
-    async def kept() -> int:
-        client = await seats.transport._line.ready()
-        return int((await client.jetstream().stream_info("UP_arrah")).state.messages)
-
     seats.play(begin_many)
     started = time.monotonic()
     while time.monotonic() - started < 2.0:
         seats.transport.receive(0.2)
-    assert 15 < seats.transport._line.call(kept()).result(10) <= 28
+    assert 15 < seats.num_kept() <= 28
 
 
 def test_loop_gets_its_turn_however_much_arrives(seats: Seats) -> None:

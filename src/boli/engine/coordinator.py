@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 def stream_bytes(num_entries: int) -> int:
     """Return what the server reserves for a site that trains so many entries, both ways."""
     from boli.engine.nats import HEADERS_BYTES
-    from boli.engine.nats_streams import ROOM_BYTES
+    from boli.engine.nats_streams import stream_room
 
-    return 2 * (3 * (HEADERS_BYTES + 4 * num_entries) + ROOM_BYTES)
+    return 2 * stream_room(HEADERS_BYTES + 4 * num_entries)
 
 
 @dataclass(frozen=True)

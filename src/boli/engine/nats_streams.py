@@ -29,6 +29,11 @@ CONNECTIONS_SECONDS = 60.0
 ROOM_BYTES = 1 << 20  # of a stream, above what its largest messages need
 
 
+def stream_room(largest_bytes: int) -> int:
+    """Return the bytes that the server reserves for one stream of such messages."""
+    return 3 * largest_bytes + ROOM_BYTES
+
+
 async def create_streams(client: Client, site: str, run: str, largest_bytes: int) -> None:
     """Make a site's streams for a run, or find them; those of another run are emptied."""
     streams = client.jetstream()
@@ -43,7 +48,7 @@ async def create_streams(client: Client, site: str, run: str, largest_bytes: int
             retention=RetentionPolicy.WORK_QUEUE,  # what was taken makes room
             discard=DiscardPolicy.NEW,  # a full stream refuses; nothing is dropped in silence
             storage=StorageType.FILE,
-            max_bytes=3 * largest_bytes + ROOM_BYTES,
+            max_bytes=stream_room(largest_bytes),
             max_msg_size=PART_BYTES + 1024,
             max_age=KEPT_SECONDS,
             duplicate_window=DUPLICATE_SECONDS,

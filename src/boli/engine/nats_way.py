@@ -170,14 +170,14 @@ class Pulse:
     def __init__(self, way: Way) -> None:
         self.way = way
         self._asked: asyncio.Task[None] | None = None
-        self._asked_at = self._heard_at = time.monotonic()
+        self._asked_at = time.monotonic()
         self.loses_much = False
 
     def stands_still(self) -> bool:
         """Tell whether something is due that does not come."""
         found, now = tcp_info(self.way.socket), time.monotonic()
         if self._asked is not None and self._asked.done():
-            self._asked, self._heard_at = None, now
+            self._asked = None
         lossy = found is not None and found.resent > RESENT_BORNE
         if self._asked is None and now - self._asked_at > (
             LOSSY_PING_SECONDS if lossy else PING_SECONDS
