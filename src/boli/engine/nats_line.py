@@ -49,8 +49,6 @@ class Line:
 
     access: Access
     connected: Callable[[Client], Awaitable[None]]
-    lost: Callable[[], None] = lambda: None
-    on_error: Callable[[Exception], None] = lambda _: None
     on_trouble: Callable[[str], None] = lambda _: None  # whenever it is another one
 
     def __post_init__(self) -> None:
@@ -167,7 +165,6 @@ class Line:
         if not self.trouble:
             self._note("the line was lost")
         self._wake()
-        self.lost()
         await abandon(way.client)
         if ended is not None:
             raise ended
@@ -207,9 +204,7 @@ class Line:
             while True:
                 if not any(map(moves, attempts.values())) and len(attempts) < DIALS_AT_ONCE:
                     opened: list[socket.socket] = []
-                    attempts[asyncio.ensure_future(enter(self.access, opened, self.on_error))] = (
-                        opened
-                    )
+                    attempts[asyncio.ensure_future(enter(self.access, opened))] = opened
                 until = self.loop.time() + pause * random.uniform(0.8, 1.2)
                 while attempts and (left := until - self.loop.time()) > 0:
                     done, _ = await asyncio.wait(

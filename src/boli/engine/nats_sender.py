@@ -43,7 +43,6 @@ class Sender:
     subject: str
     empty: Callable[[Client], Awaitable[None]] | None = None  # the stream
     refused: Callable[[str], None] = lambda _: None  # the server cannot store it
-    num_resent_bytes: int = 0
     _parts: list[_Part] = field(default_factory=list)  # not acknowledged yet
     _emptying: bool = False
     _window: float = FEWEST_PARTS
@@ -131,8 +130,6 @@ class Sender:
 
     async def _send(self, client: Client, part: _Part) -> None:
         """Send a part and wait until it is stored; learn how much the line takes."""
-        if part.sent_at:
-            self.num_resent_bytes += len(part.data)
         part.sent_at = time.monotonic()
         headers = {"Nats-Msg-Id": str(part.label)}
         answer = await client.request(

@@ -9,7 +9,6 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,9 +80,7 @@ class Way:
         return self.closed.is_set() or (reading is not None and reading.done())
 
 
-async def enter(
-    access: Access, sockets: list[socket.socket], on_error: Callable[[Exception], None]
-) -> Way:
+async def enter(access: Access, sockets: list[socket.socket]) -> Way:
     """Connect and shake hands; the socket is put into `sockets` once there is one.
 
     Raises:
@@ -101,7 +98,6 @@ async def enter(
     async def note_error(error: Exception) -> None:
         if "authorization violation" in str(error).lower():
             refused.append(error)
-        on_error(error)
 
     try:
         await client.connect(
