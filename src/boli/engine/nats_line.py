@@ -59,6 +59,7 @@ class Line:
         self.keeps_streams = True  # the server, as far as it has said
         self.key_refused = False  # when last tried
         self.changed = asyncio.Event()  # the connection came or went
+        self._clients: set[Client] = set()  # also those that are still shaking hands
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="nats", daemon=True)
 
@@ -114,23 +115,27 @@ class Line:
         if client is not None:
             with contextlib.suppress(*QUIET_ERRORS):
                 await asyncio.wait_for(client.drain(), 3.0)
-            await abandon(client)
-        # It lets go of the connections that it is making; cancelled again, it could not.
-        await asyncio.wait({stay}, timeout=END_SECONDS)
 
     async def _end_all(self) -> None:
-        """Cancel until nothing is left: a task may begin others while it ends."""
+        """Cancel and let go until nothing is left: a task may begin others while it ends.
+
+        Nor does every task end when cancelled: asyncio.wait_for forgets it where what it
+        waits for comes at the same moment.
+        """
         for _ in range(5):
             rest = asyncio.all_tasks() - {asyncio.current_task()}
-            if not rest:
-                return
             for task in rest:
                 task.cancel()
-            await asyncio.wait(rest, timeout=END_SECONDS / 2)
+            if rest:
+                await asyncio.wait(rest, timeout=END_SECONDS / 2)
+            for client in tuple(self._clients):
+                await abandon(client, self._clients)
+            if not rest:
+                return
 
     async def _connect_for_ever(self) -> None:
         found: Way | None = None
-        while True:
+        while not self._stopping.is_set():
             try:
                 way, found = found or await self._find_way(), None
                 found = await self._use(way)
@@ -165,7 +170,7 @@ class Line:
         if not self.trouble:
             self._note("the line was lost")
         self._wake()
-        await abandon(way.client)
+        await abandon(way.client, self._clients)
         if ended is not None:
             raise ended
         await asyncio.sleep(pause)
@@ -204,7 +209,8 @@ class Line:
             while True:
                 if not any(map(moves, attempts.values())) and len(attempts) < DIALS_AT_ONCE:
                     opened: list[socket.socket] = []
-                    attempts[asyncio.ensure_future(enter(self.access, opened))] = opened
+                    task = asyncio.ensure_future(enter(self.access, opened, self._clients))
+                    attempts[task] = opened
                 until = self.loop.time() + pause * random.uniform(0.8, 1.2)
                 while attempts and (left := until - self.loop.time()) > 0:
                     done, _ = await asyncio.wait(
@@ -226,10 +232,10 @@ class Line:
                 rest = await asyncio.gather(*attempts, return_exceptions=True)
                 for way in rest:
                     if isinstance(way, Way):
-                        await abandon(way.client)
+                        await abandon(way.client, self._clients)
             except asyncio.CancelledError:  # nobody wants it any more
                 for way in found:
-                    await abandon(way.client)
+                    await abandon(way.client, self._clients)
                 raise
 
     async def _watch(self, way: Way) -> Way | None:
@@ -253,17 +259,16 @@ class Line:
                 is_short = self.loop.time() - since < SHORT_SECONDS or pulse.loses_much
                 if finding is not None and not stands and is_short:
                     given_up, finding = finding, None
-                    await _give_up(given_up)
+                    await self._give_up(given_up)
             return None
         finally:
             pulse.end()
             if finding is not None:
-                await _give_up(finding)
+                await self._give_up(finding)
 
-
-async def _give_up(finding: asyncio.Task[Way]) -> None:
-    """End an attempt, and what it may have found in the meantime."""
-    finding.cancel()
-    (found,) = await asyncio.gather(finding, return_exceptions=True)
-    if isinstance(found, Way):
-        await abandon(found.client)
+    async def _give_up(self, finding: asyncio.Task[Way]) -> None:
+        """End an attempt, and what it may have found in the meantime."""
+        finding.cancel()
+        (found,) = await asyncio.gather(finding, return_exceptions=True)
+        if isinstance(found, Way):
+            await abandon(found.client, self._clients)

@@ -80,8 +80,11 @@ class Way:
         return self.closed.is_set() or (reading is not None and reading.done())
 
 
-async def enter(access: Access, sockets: list[socket.socket]) -> Way:
-    """Connect and shake hands; the socket is put into `sockets` once there is one.
+async def enter(access: Access, sockets: list[socket.socket], clients: set[Client]) -> Way:
+    """Connect and shake hands.
+
+    The socket is put into `sockets` once there is one; the client is in `clients` until
+    somebody lets go of it.
 
     Raises:
         KeyRefusedError: the server does not know the key.
@@ -91,6 +94,7 @@ async def enter(access: Access, sockets: list[socket.socket]) -> Way:
     sockets.append(opened)
     client, closed, refused = _Client(), asyncio.Event(), []
     client._transport = _OpenTransport(opened)
+    clients.add(client)
 
     async def on_close() -> None:
         closed.set()
@@ -118,7 +122,7 @@ async def enter(access: Access, sockets: list[socket.socket]) -> Way:
         if not client.is_connected:  # nats-py takes an end without a word for a greeting
             raise ConnectionResetError("the server ended the connection at the door")
     except BaseException as error:
-        await abandon(client)
+        await abandon(client, clients)
         if refused or "authorization violation" in str(error).lower():
             raise KeyRefusedError from error
         raise
@@ -137,8 +141,8 @@ def reason_of(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-async def abandon(client: Client) -> None:
-    """Let go of a connection at once: what its buffers hold will not get through."""
+async def abandon(client: Client, clients: set[Client]) -> None:
+    """Let go of one of these connections at once: what its buffers hold will not get through."""
     transport = client._transport
     writer = getattr(transport, "_io_writer", None)
     if writer is not None:
@@ -147,6 +151,7 @@ async def abandon(client: Client) -> None:
         transport.opened.close()
     with contextlib.suppress(*QUIET_ERRORS):
         await asyncio.wait_for(client.close(), 2.0)
+    clients.discard(client)  # and not before: what is cancelled here is for another to end
 
 
 def trust(authority: str) -> ssl.SSLContext:

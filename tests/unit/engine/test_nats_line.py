@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import socket
 import ssl
 import threading
 import time
@@ -15,7 +16,7 @@ import pytest
 from over_nats import free_port
 
 from boli.engine.identities import Access, Address, Identities, new_seed
-from boli.engine.nats_line import Line, _give_up
+from boli.engine.nats_line import Line
 from boli.engine.nats_server import Server
 from boli.engine.nats_way import KeyRefusedError, Way
 
@@ -84,13 +85,21 @@ class Stub:
 
     def __init__(self) -> None:
         self.num_closed, self._server_info = 0, {"jetstream": True}
+        self.closing, self.pause = threading.Event(), 0.0
 
     async def close(self) -> None:
+        self.closing.set()
+        await asyncio.sleep(self.pause)
         self.num_closed += 1
+
+    async def drain(self) -> None:
+        await asyncio.sleep(0)
 
 
 def stub_way() -> Any:
-    return Way(Stub(), None, asyncio.Event())  # type: ignore[arg-type]
+    gone = socket.socket()
+    gone.close()
+    return Way(Stub(), gone, asyncio.Event())  # type: ignore[arg-type]
 
 
 async def nothing(_: object) -> None:
@@ -124,7 +133,7 @@ def test_key_refused_while_a_connection_stands_still_is_told_and_tried_again(
 
 @pytest.mark.parametrize("pause", [0.0, 30.0])
 def test_connection_that_nobody_wants_any_more_is_let_go(pause: float) -> None:
-    way = stub_way()
+    line, way = Line(Access("arrah", Address("127.0.0.1", 1), "", ""), nothing), stub_way()
 
     async def find() -> Any:
         await asyncio.sleep(pause)
@@ -133,11 +142,73 @@ def test_connection_that_nobody_wants_any_more_is_let_go(pause: float) -> None:
     async def change_ones_mind() -> None:
         finding = asyncio.ensure_future(find())
         await asyncio.sleep(0.05)
-        await _give_up(finding)
+        await line._give_up(finding)
         assert finding.done()
 
-    asyncio.run(change_ones_mind())
+    line.loop.run_until_complete(change_ones_mind())
+    line.loop.close()
     assert way.client.num_closed == (1 if pause == 0 else 0)
+
+
+@pytest.mark.parametrize("ticks", range(8))
+@pytest.mark.parametrize("stops_first", [True, False])
+def test_line_that_is_closed_as_its_connection_ends_lets_go_of_all(
+    monkeypatch: pytest.MonkeyPatch, ticks: int, stops_first: bool
+) -> None:
+    """In some of these moments asyncio.wait_for forgets that it was cancelled."""
+    line = Line(Access("arrah", Address("127.0.0.1", 1), "", ""), nothing)
+    ways: list[Way] = []
+
+    async def enter(_: object, sockets: object, clients: set[Any]) -> Way:
+        await asyncio.sleep(0)
+        ways.append(stub_way())
+        clients.add(ways[-1].client)
+        return ways[-1]
+
+    async def end_both() -> None:
+        def stop() -> None:
+            line._stopping.set()
+
+        def end() -> None:
+            ways[0].closed.set()
+
+        first, second = (stop, end) if stops_first else (end, stop)
+        first()
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        second()
+
+    monkeypatch.setattr("boli.engine.nats_line.enter", enter)
+    line.open()
+    while not line.num_connections:
+        time.sleep(0.001)
+    line.call(end_both())
+    line.close()
+    assert not line._thread.is_alive()
+    assert [way.client.num_closed for way in ways if not way.client.num_closed] == []
+
+
+def test_better_connection_found_as_the_line_is_closed_is_let_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = Line(Access("arrah", Address("127.0.0.1", 1), "", ""), nothing)
+    old, better = stub_way(), stub_way()
+    old.client.pause = 0.5  # the old one hardly moves
+    line._clients |= {old.client, better.client}
+
+    async def find() -> Any:
+        return old
+
+    async def watch(_: object) -> Any:
+        return better
+
+    monkeypatch.setattr(line, "_find_way", find)
+    monkeypatch.setattr(line, "_watch", watch)
+    line.open()
+    assert old.client.closing.wait(10)
+    line.close()
+    assert not line._thread.is_alive()
+    assert (old.client.num_closed, better.client.num_closed) == (1, 1)
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.002, 0.005, 0.01, 0.02, 0.05])
