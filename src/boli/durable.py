@@ -43,8 +43,10 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
     """Replace `path` by `data` in one step: temporary file, fsync, rename, fsync the folder.
+
+    A private file can be read by its owner alone, from its first byte on.
 
     Raises:
         StorageError: the disk is full or refuses; `path` keeps what it held.
@@ -52,7 +54,11 @@ def write_file(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")  # a killed writer's is written over
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        mode = 0o600 if private else 0o666
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
+            if private:
+                os.fchmod(file.fileno(), mode)  # a killed writer's was perhaps for all to read
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -97,7 +103,10 @@ def write_tensors(path: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
     write_file(path, safetensors.numpy.save(contiguous, metadata=metadata))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def read_tensors(
+    path: Path,
+    hint: str = "delete it",  # where it is not whole
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Return what `write_tensors` wrote.
 
     Raises:
@@ -109,7 +118,7 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         text, digest = metadata["facts"], metadata["sha256"]
         if tensors_digest(arrays, text) != digest:
-            raise CorruptFileError(f"{path} does not match its checksum", "delete it")
+            raise CorruptFileError(f"{path} does not match its checksum", hint)
         return arrays, json.loads(text)
     except (
         OSError,
@@ -119,7 +128,7 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         AttributeError,
         safetensors.SafetensorError,
     ) as error:
-        raise CorruptFileError(f"{path} is not a whole file: {error}", "delete it") from error
+        raise CorruptFileError(f"{path} is not a whole file: {error}", hint) from error
 
 
 class Generations:

@@ -11,7 +11,8 @@ BoliError                  1
 ├── TransportError        17   orders or updates cannot travel
 ├── SiteError             18   a site cannot do its work
 │   └── WorkerLostError   20   a process of a node ended; the node can be started again
-└── RunError              19   a run cannot be started, resumed or reported
+├── RunError              19   a run cannot be started, resumed or reported
+└── PoolError             21   a pool cannot be used, or a record may not go there
 """
 
 from __future__ import annotations
@@ -98,3 +99,9 @@ class RunError(BoliError):
     """A run cannot be started, resumed or reported."""
 
     exit_code = 19
+
+
+class PoolError(BoliError):
+    """A pool cannot be reached, is not what it says, or may not be written as asked."""
+
+    exit_code = 21

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -102,6 +102,8 @@ def test_every_entry_has_its_turn_within_a_bounded_number_of_rounds(
 
 
 @given(VECTORS, st.floats(0.01, 0.5))
+@example(np.full(3, 3e38, np.float32), 0.01)
+@example(np.full(3, np.finfo(np.float32).max, np.float32), 0.01)
 def test_no_more_entries_are_chosen_than_asked(moved: Any, share: float) -> None:
     support = Support.following(None, moved, share, 0, 0)
     assert (np.abs(moved) > np.float32(support.above)).sum() <= max(0, round(moved.size * share))

@@ -8,7 +8,8 @@ too few words is in another language; one that two labels fit is unsure.
 Adaptation looks at the unlabelled lines of a domain together. It begins with the lines that are
 surest, a share of each label, counts their forms beside those of the training text, and goes
 round until all lines that are clearly of one label have taught. No label is given a quota: one
-that is absent gets none. What came of that counts the domain's n-grams, once.
+that is absent gets none. What came of that counts the domain's n-grams, once. Few lines are
+followed with care: the training text counts far more beside them.
 
 Source: Jauhiainen, Jauhiainen & Lindén 2018, Iterative Language Model Adaptation for Indo-Aryan
     Language Identification, https://aclanthology.org/W18-3907 (surest lines first, again and
@@ -38,17 +39,38 @@ Floats = NDArray[np.float32]
 Scores = NDArray[np.float64]
 
 UNDETERMINED = "und"  # ISO 639-3
-FEWEST_TO_ADAPT = 500  # lines; with 200 it was as often for the worse
+FEWEST_TO_ADAPT = 40  # lines
+FEWEST_TO_FOLLOW = 500  # lines; followed with as few as 200, it was as often for the worse
 CHUNK_LINES = 4096
 SHRINK_CHARACTERS, SHRINK_FORMS = 30.0, 20.0  # imagined counts
 CHARACTERS, FORMS = 0.3, 3.0  # what the two views weigh
 SOURCE = 0.3  # what trained scores weigh beside adapted ones
 TARGET_SHRINK_CHARACTERS = 5.0
 TARGET_CHARACTERS, TARGET_FORMS = 6.0, 6.0
-SHARE_CHARACTERS, SHARE_FORMS = 2.0, 0.5  # of training text, to 1 of the domain's
 TURNS = 10
 LEAST_LEAD = 0.4  # of the best label's probability, for a line to teach
 KNOWN_COUNT = 3  # a label knows a word that it has seen so often
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What the text of a domain counts beside the training text, evenly over labels."""
+
+    characters: float  # what an n-gram of the domain counts
+    forms: float
+    trained_characters: float  # what all n-grams of the training text count together
+    trained_forms: float
+    fewest_lines: int  # in which a form or n-gram must be, to teach
+    level: bool  # whether a label with many lines is held back
+
+
+def _follow(characters: int, forms: int) -> Pace:
+    """Let a domain of many lines speak: the training text counts in proportion to it."""
+    return Pace(1.0, 1.0, 2.0 * characters, 0.5 * forms, 1, level=False)
+
+
+# The amounts are fixed, so that the fewer lines there are, the less they change.
+WITH_CARE = Pace(0.125, 16.0, 25e3, 1.6e6, 5, level=True)
 
 
 @dataclass(frozen=True)
@@ -125,12 +147,17 @@ class Identifier:
         whole, *each = self.identify([" ".join(lines), *lines])
         return whole, each
 
-    def adapted(self, lines: Sequence[str], fewest: int = FEWEST_TO_ADAPT) -> Identifier:
+    def adapted(
+        self,
+        lines: Sequence[str],
+        fewest: int = FEWEST_TO_ADAPT,
+        follow: int = FEWEST_TO_FOLLOW,
+    ) -> Identifier:
         """Return an identifier that has also learnt from unlabelled lines of one domain.
 
         Give all languages of the domain together. Lines in a script that no label has, or that
-        no label knows enough words of, teach nothing; with fewer than `fewest` others the
-        identifier itself is returned.
+        no label knows enough words of, teach nothing. With fewer than `fewest` others the
+        identifier itself is returned, with fewer than `follow` it changes with care.
         """
         lines = list(dict.fromkeys(lines))
         if not lines:
@@ -142,34 +169,44 @@ class Identifier:
         teaches: NDArray[np.bool_] = np.any(possible, axis=1) & ~self._foreign(trained, cut)
         if teaches.sum() < fewest:
             return self
-        shares, forms = self._learnt_forms(trained, cut.forms, teaches)
+        pace = WITH_CARE
+        if teaches.sum() >= follow:
+            num_forms = int(cut.forms.lengths[teaches].sum())
+            pace = _follow(cut.characters.buckets.size, num_forms)
+        shares, forms = self._learnt_forms(trained, cut.forms, teaches, pace)
         shares[~teaches] = 0
-        return replace(self, target=Views(self._learnt_characters(shares, cut.characters), forms))
+        characters = self._learnt_characters(shares, cut.characters, pace)
+        return replace(self, target=Views(characters, forms))
 
     def _learnt_forms(
-        self, trained: Scores, forms: Features, teaches: NDArray[np.bool_]
+        self, trained: Scores, forms: Features, teaches: NDArray[np.bool_], pace: Pace
     ) -> tuple[Scores, Table]:
         """Go round: posteriors → counts of forms → posteriors; return the last of both."""
         used = teaches[forms.lines]
         buckets, local = np.unique(forms.buckets[used], return_inverse=True)
         there = Features(forms.buckets[used], forms.lines[used], forms.num_lines)
-        base, totals = _lessened(self.trained.forms, local.size * SHARE_FORMS)
+        base, totals = _lessened(self.trained.forms, pace.trained_forms)
         seen = base[:, buckets]
+        weight = pace.forms * _common(replace(there, buckets=local.astype(np.int32)), pace)
         shares, counts = softmax(trained), np.zeros_like(seen)
         for turn in range(TURNS):
             taught = shares * _surest(shares, teaches, (turn + 1) / (TURNS * 0.6))[:, None]
             for label in range(len(self.labels)):
                 counts[label] = np.bincount(local, taught[there.lines, label], buckets.size)
+            counts *= weight
+            if pace.level:
+                counts *= _level(counts.sum(1))[:, None]
             weights = _log_ratios(seen + counts, totals + counts.sum(1), SHRINK_FORMS)
             shares = softmax(SOURCE * trained + TARGET_FORMS * _scores(local, there, weights))
         base[:, buckets] += counts
         return shares, Table(base, SHRINK_FORMS)
 
-    def _learnt_characters(self, shares: Scores, characters: Features) -> Table:
+    def _learnt_characters(self, shares: Scores, characters: Features, pace: Pace) -> Table:
         """Count n-grams by the posteriors that the forms came to."""
-        counts, _ = _lessened(self.trained.characters, characters.buckets.size * SHARE_CHARACTERS)
+        counts, _ = _lessened(self.trained.characters, pace.trained_characters)
+        weight = pace.characters * _common(characters, pace)[characters.buckets]
         for label in range(len(self.labels)):
-            taught = shares[characters.lines, label]
+            taught = shares[characters.lines, label] * weight
             counts[label] += np.bincount(characters.buckets, taught, BUCKETS).astype(np.float32)
         return Table(counts, TARGET_SHRINK_CHARACTERS)
 
@@ -231,6 +268,30 @@ def _lessened(table: Table, amount: float) -> tuple[Floats, Scores]:
     totals = table.counts.sum(1, dtype=np.float64)
     factor = amount / totals.size / totals
     return (table.counts * factor[:, None]).astype(np.float32), totals * factor
+
+
+def _common(features: Features, pace: Pace) -> NDArray[np.bool_]:  # (buckets,)
+    """Return which buckets are in enough lines to teach.
+
+    Others are of topics: they would draw a line to the label of its translation beside it.
+    """
+    if pace.fewest_lines <= 1:
+        return np.ones(features.buckets.max(initial=0) + 1, bool)
+    pairs = np.unique(features.lines * BUCKETS + features.buckets)
+    common: NDArray[np.bool_] = np.bincount(pairs % BUCKETS) >= pace.fewest_lines
+    return common
+
+
+def _level(totals: Floats) -> Floats:  # (labels,)
+    """Return what each label's counts are multiplied by for nearly the same total of each.
+
+    Else the label of most lines would take the words of the domain that all its languages share.
+    It is no quota of lines: beside the training text, few lines make no label likelier.
+    """
+    mean = totals.mean()
+    part = 0.1 * mean  # so that a label of hardly any lines stays below the others
+    factors: Floats = (mean + part) / np.maximum(totals + part, np.finfo(np.float32).tiny)
+    return factors
 
 
 def _log_ratios(counts: Floats, totals: Scores, shrink: float) -> Floats:

@@ -68,7 +68,10 @@ def load_identifier(path: Path) -> Identifier:
     Raises:
         CorruptFileError: the file is missing, torn, altered, or no identifier.
     """
-    arrays, facts = read_tensors(path)
+    again = "make it again with boli language train"  # it may be any file of theirs
+    if not path.is_file():
+        raise CorruptFileError(f"there is no language identifier at {path}", again)
+    arrays, facts = read_tensors(path, again)
     try:
         if facts["kind"] != KIND or facts["format"] != FORMAT:
             raise ValueError(f"kind {facts['kind']!r}, format {facts['format']!r}")
@@ -80,7 +83,7 @@ def load_identifier(path: Path) -> Identifier:
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFileError(
             f"{path} is not a language identifier of this version: {error}",
-            "make it again with boli language train",
+            again,
         ) from error
     return Identifier(settings, Views(*tables[:2]), Views(*tables[2:]) if tables[2:] else None)
 

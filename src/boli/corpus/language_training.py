@@ -82,10 +82,11 @@ def _calibrated(lines: Mapping[str, Sequence[str]], identifier: Identifier) -> I
     truth = np.repeat(np.arange(len(lines)), sizes)
     cut = substrings(rest)
     scores = first.scores(cut)
+    adapted = first.adapted(rest, fewest=1, follow=1)
     settings = replace(
         identifier.settings,
         temperature=_temperature(scores, truth),
-        adapted_temperature=_temperature(first.adapted(rest, fewest=1).scores(cut), truth),
+        adapted_temperature=_temperature(adapted.scores(cut), truth),
         least_known=KNOWN_SHARE
         * float(np.median(known_share(first.trained.forms, scores, cut.words))),
     )

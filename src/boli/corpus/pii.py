@@ -22,6 +22,7 @@ from typing import Protocol
 from boli.corpus.pii_addresses import bare_urls, emails, upi_addresses, urls
 from boli.corpus.pii_fold import Folded, Span, words
 from boli.corpus.pii_numbers import (
+    FEWEST_DIGITS,
     MANY_DIGITS,
     aadhaar_numbers,
     accounts_near_a_branch,
@@ -31,6 +32,7 @@ from boli.corpus.pii_numbers import (
     tax_numbers,
     vehicles,
 )
+from boli.corpus.traits import ADDRESS, CAPITAL
 from boli.errors import CorpusError
 
 KINDS = (
@@ -69,7 +71,20 @@ class Replaced:
         return dict(Counter(span.kind for span in self.spans))
 
 
-def find(text: str, names: NameFinder | None = None) -> tuple[Span, ...]:
+def may_find(traits: int, num_digits: int) -> bool:
+    """Say whether `find` can find anything in a text with such traits (traits.py), without names.
+
+    A number has nine digits or more, or letters beside them.
+    """
+    few = bool(traits & CAPITAL) and num_digits > 0
+    return bool(traits & ADDRESS) or few or num_digits >= FEWEST_DIGITS
+
+
+def find(
+    text: str,
+    names: NameFinder | None = None,
+    traits: int = ADDRESS | CAPITAL,  # of the text, where they are known: it takes less time
+) -> tuple[Span, ...]:
     """Return every span of personal data, in order, none overlapping another.
 
     Start and end count code points of this very text: it may, but need not, be normalized.
@@ -79,8 +94,9 @@ def find(text: str, names: NameFinder | None = None) -> tuple[Span, ...]:
     """
     folded = Folded(text) if _gate().search(text) else None
     if folded:
-        _addresses(folded)
-        _numbers(folded)
+        if traits & ADDRESS:
+            _addresses(folded)
+        _numbers(folded, bool(traits & CAPITAL))
     if names is not None:
         folded = folded or Folded(text)
         folded.claim(_names(text, names))
@@ -92,6 +108,7 @@ def replace(
     *,
     keep: Collection[str] = ("URL",),
     names: NameFinder | None = None,
+    traits: int = ADDRESS | CAPITAL,  # as for `find`
 ) -> Replaced:
     """Put a typed, numbered placeholder such as <PHONE_1> for all that `find` returns.
 
@@ -110,7 +127,7 @@ def replace(
             f"there is no kind of personal data called {unknown[0]!r}",
             f"the kinds are {', '.join(KINDS)}",
         )
-    spans = find(text, names)
+    spans = find(text, names, traits)
     used = Counter[str]()
     for kind, number in _PLACEHOLDER.findall(text):
         used[kind] = max(used[kind], int(number))
@@ -135,15 +152,17 @@ def _addresses(folded: Folded) -> None:
     folded.claim(bare_urls(folded.text))
 
 
-def _numbers(folded: Folded) -> None:
-    folded.claim(branches(folded.text))
+def _numbers(folded: Folded, has_capitals: bool) -> None:
+    if has_capitals:
+        folded.claim(branches(folded.text))
     codes = [span for span in folded.spans if span.kind == "IFSC"]
     many = MANY_DIGITS.search(folded.text)
     if many:
         folded.claim(named_accounts(folded.text))
         folded.claim(aadhaar_numbers(folded.text))
-    folded.claim(tax_numbers(folded.text))
-    folded.claim(vehicles(folded.text))
+    if has_capitals:
+        folded.claim(tax_numbers(folded.text))
+        folded.claim(vehicles(folded.text))
     if many:
         folded.claim(phones(folded.text))
         folded.claim(accounts_near_a_branch(folded.text, codes))

@@ -63,6 +63,8 @@ class Folded:
             if self._taken.find(1, span.start, span.end) < 0:
                 self._taken[span.start : span.end] = b"\1" * (span.end - span.start)
                 taken.append(span)
+        if not taken:
+            return
         parts, end = [], 0
         for span in sorted(taken, key=lambda span: span.start):
             parts += [self.text[end : span.start], _CLAIMED * (span.end - span.start)]

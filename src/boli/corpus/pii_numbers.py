@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from boli.corpus.pii_fold import GAP, LETTERS, Span, cue, lists, words
 
-# A stretch of nine digits or more: fewer are no phone and no account.
-MANY_DIGITS = re.compile(r"\d(?:[^\w\n]{0,4}\d){8,}")
+FEWEST_DIGITS = 9  # fewer are no phone and no account
+MANY_DIGITS = re.compile(rf"\d(?:[^\w\n]{{0,4}}\d){{{FEWEST_DIGITS - 1},}}")
 
 # The dihedral group D5 as a multiplication table, and the permutation by position.
 _TIMES = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -43,6 +44,7 @@ _NAMED = {  # first word of a character's Unicode name → ISO 15924
     "KATAKANA": "Kana",
     "HANGUL": "Hang",
 }
+KNOWN_SCRIPTS = frozenset(_NAMED.values())
 
 
 @cache
@@ -81,6 +83,40 @@ def ranges_of(characters: Iterable[str]) -> str:
     return "".join(f"\\U{first:08X}-\\U{last:08X}" for first, last in spans)
 
 
+def replaced_characters(variant: str | None = None) -> dict[str, str]:
+    """Return what `normalize` writes for single characters, most of them nothing.
+
+    `variant` chooses between letters of the Perso-Arabic script; None: those of all variants.
+    """
+    common = table("common")
+    characters = dict.fromkeys(in_ranges(common["removed"]), "")
+    characters |= dict.fromkeys(in_ranges(common["spaces"]), " ")
+    characters |= dict.fromkeys(in_ranges(common["line_ends"]), "\n")
+    characters |= dict.fromkeys(in_ranges(common["broken"]), "\ufffd")
+    for script in SCRIPTS:
+        rules = table(script.lower())
+        for shape in in_ranges(rules.get("shapes", ())):
+            letters = unicodedata.normalize("NFKC", shape)
+            if letters != shape and unicodedata.category(shape)[0] != "C":
+                characters[shape] = letters.lstrip(" ")
+        characters |= rules.get("characters", {})
+        for name, letters in rules.get("variants", {}).items():
+            if variant in (None, name):
+                characters |= letters
+    return characters
+
+
+@cache
+def precomposed_letters() -> dict[str, str]:
+    """Return letters such as U+095C that NFC writes as two code points, and which those are."""
+    blocks = [block for script in SCRIPTS for block in table(script.lower())["blocks"]]
+    return {
+        letter: parts
+        for letter in in_ranges(blocks)
+        if len(parts := unicodedata.normalize("NFC", letter)) > 1
+    }
+
+
 def script_of(text: str) -> str:
     """Return the ISO 15924 code of the script that most letters of the text are of.
 
@@ -89,15 +125,15 @@ def script_of(text: str) -> str:
     that comes first in the text wins.
     """
     found: dict[str, int] = {}
-    for character in text:
-        script = _script_of(character)
+    for character, count in Counter(text).items():  # in the order in which they come first
+        script = script_of_letter(character)
         if script:
-            found[script] = found.get(script, 0) + 1
+            found[script] = found.get(script, 0) + count
     return max(found, key=found.__getitem__) if found else NO_SCRIPT
 
 
 @lru_cache(1 << 16)
-def _script_of(character: str) -> str:
+def script_of_letter(character: str) -> str:
     """Return a letter's script; empty for what is no letter."""
     if unicodedata.category(character)[0] != "L":
         return ""

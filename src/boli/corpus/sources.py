@@ -14,8 +14,9 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from boli.corpus.record import RECORDS
 from boli.corpus.starter import starter_lines
 from boli.errors import CorpusError
 from boli.plan import LANGUAGE, HeldOutPlan, Plan, TextSource
@@ -121,13 +122,20 @@ def _missing(path: Path) -> CorpusError:
     )
 
 
+def _named(path: Path, kind: Literal["auto", "txt"] = "auto") -> list[str]:
+    """Read a file that a command names, and no plan."""
+    if not path.exists():
+        raise CorpusError(f"there is no text at {path}", "give a file that is there")
+    return _read(path, TextSource(path=str(path), format=kind))
+
+
 def read_lines(path: Path) -> list[str]:
     """Return the lines of one plain text file that hold text.
 
     Raises:
         CorpusError: the file is missing, empty or not UTF-8.
     """
-    lines = [" ".join(line.split()) for line in _read(path, TextSource(path=str(path)))]
+    lines = [" ".join(line.split()) for line in _named(path)]
     lines = [line for line in lines if line]
     if not lines:
         raise CorpusError(f"{path} holds no text", "give a file with one sentence a line")
@@ -141,7 +149,7 @@ def read_labeled(path: Path) -> dict[str, list[str]]:
         CorpusError: the file is missing, empty or not UTF-8, or a line has no ISO 639-3 label.
     """
     lines: dict[str, list[str]] = {}
-    for number, line in enumerate(_read(path, TextSource(path=str(path), format="txt")), 1):
+    for number, line in enumerate(_named(path, "txt"), 1):
         if not line.strip():
             continue
         text, _, label = line.rstrip().rpartition("\t")
@@ -210,7 +218,14 @@ def _text(path: Path) -> str:
 
 def _read(path: Path, source: TextSource) -> list[str]:
     kind = source.format
-    if kind == "auto":
+    if path.is_dir():  # what boli prepare wrote, or Parquet files of others
+        kind = "parquet"
+        path = path / RECORDS if (path / RECORDS).is_dir() else path
+        if not any(path.glob("*.parquet")):
+            raise CorpusError(
+                f"the folder {path} holds no records", "name one that boli prepare has written"
+            )
+    elif kind == "auto":
         kind = {".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix, "txt")  # type: ignore[assignment]
     if kind == "parquet":
         return _parquet(path, source)

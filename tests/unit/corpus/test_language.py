@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from boli.corpus.language import Identifier
 from boli.corpus.language_file import KIND, load_identifier, save_identifier
 from boli.corpus.language_training import train
+from boli.corpus.ngrams import substrings
 from boli.corpus.sources import read_labeled
 from boli.durable import read_tensors, write_tensors
 from boli.errors import CorpusError, CorruptFileError
@@ -113,25 +114,24 @@ def test_adaptation_finds_more_in_a_new_domain(
     def right(judge: Identifier) -> int:
         return sum(a.best == name for a, name in zip(judge.identify(lines), truth, strict=True))
 
-    before, after = right(open_gate), right(open_gate.adapted(lines, fewest=50))
+    before = right(open_gate)
     assert before < 295
-    assert after > before
+    assert right(open_gate.adapted(lines)) > before
+    assert right(open_gate.adapted(lines, follow=50)) > before
 
 
 def test_adaptation_on_one_language_invents_no_other(
     identifier: Identifier, text: dict[str, list[str]]
 ) -> None:
     lines = text["hin"][100:]
-    assert told(identifier.adapted(lines, fewest=50), lines).count("hin") >= 95
+    assert told(identifier.adapted(lines, follow=50), lines).count("hin") >= 95
 
 
 def test_foreign_lines_teach_nothing(identifier: Identifier, made_up_lines: Lines) -> None:
     strangers = [
         line.translate(str.maketrans("कगजदपम", "ठढझथफण")) for line in made_up_lines("x", 99)
     ]
-    assert (
-        identifier.adapted(["plain English"] * 99 + strangers + ["", "12"], fewest=50) is identifier
-    )
+    assert identifier.adapted(["plain English"] * 99 + strangers + ["", "12"]) is identifier
 
 
 def test_adaptation_leaves_the_identifier_as_it_was_and_needs_no_order(
@@ -139,7 +139,7 @@ def test_adaptation_leaves_the_identifier_as_it_was_and_needs_no_order(
 ) -> None:
     lines = [line for own in text.values() for line in own[100:]]
     before = identifier.trained.forms.counts.copy()
-    one, two = identifier.adapted(lines, fewest=50), identifier.adapted(lines[::-1], fewest=50)
+    one, two = identifier.adapted(lines, follow=50), identifier.adapted(lines[::-1], follow=50)
     assert identifier.target is None
     assert np.array_equal(before, identifier.trained.forms.counts)
     assert one.target is not None
@@ -151,7 +151,7 @@ def test_saved_identifier_answers_alike(
     identifier: Identifier, text: dict[str, list[str]], tmp_path: Path
 ) -> None:
     lines = [line for own in text.values() for line in own[100:]]
-    for number, original in enumerate((identifier, identifier.adapted(lines, fewest=50))):
+    for number, original in enumerate((identifier, identifier.adapted(lines))):
         path = tmp_path / f"{number}.safetensors"
         save_identifier(original, path)
         loaded = load_identifier(path)
@@ -244,8 +244,41 @@ def test_too_little_to_train_on_is_said(lines: dict[str, list[str]], problem: st
 def test_too_few_lines_of_a_domain_change_nothing(
     identifier: Identifier, text: dict[str, list[str]]
 ) -> None:
-    assert identifier.adapted(text["hin"][100:]) is identifier
-    assert identifier.adapted(text["hin"][100:], fewest=100) is not identifier
+    assert identifier.adapted(text["hin"][100:102]) is identifier
+    assert identifier.adapted(text["hin"][100:130]) is identifier
+    assert identifier.adapted(text["hin"][100:150]) is not identifier
+
+
+def test_few_lines_of_a_domain_change_little(
+    identifier: Identifier, text: dict[str, list[str]]
+) -> None:
+    lines = [line for own in text.values() for line in respelled(own[100:120])]
+    forms = substrings(lines).forms
+
+    def likeness(judge: Identifier) -> float:
+        assert judge.target is not None
+        before, after = identifier.trained.forms.scores(forms), judge.target.forms.scores(forms)
+        return float(np.corrcoef(before.ravel(), after.ravel())[0, 1])
+
+    careful, bold = (identifier.adapted(lines, 1, follow) for follow in (500, 1))
+    assert likeness(careful) > likeness(bold)
+
+
+@pytest.mark.parametrize("name", ["bho", "hin", "mag"])
+@pytest.mark.parametrize("number", [40, 60, 100])
+def test_few_lines_of_one_language_invent_no_other(
+    identifier: Identifier, text: dict[str, list[str]], name: str, number: int
+) -> None:
+    lines = text[name][100 : 100 + number]
+    before, after = told(identifier, lines), told(identifier.adapted(lines), lines)
+    assert after.count(name) >= before.count(name)
+
+
+def test_few_lines_do_not_let_the_label_of_most_take_the_rest(
+    identifier: Identifier, text: dict[str, list[str]]
+) -> None:
+    lines = text["mag"][100:200] + text["bho"][100:112]
+    assert told(identifier.adapted(lines), lines)[100:].count("bho") >= 11
 
 
 @given(st.lists(st.text(max_size=40), max_size=5))

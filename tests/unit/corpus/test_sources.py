@@ -343,7 +343,7 @@ def test_binary_data_is_refused(tmp_path: Path) -> None:
 
 def test_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
-    assert "cannot read" in problem_of(tmp_path, "texts").problem
+    assert "holds no records" in problem_of(tmp_path, "texts").problem
 
 
 def test_text_without_any_letter_leaves_nothing_to_train_on(tmp_path: Path) -> None:

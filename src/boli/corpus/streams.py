@@ -1,0 +1,140 @@
+"""Files, packed or not, as streams of UTF-8 bytes that cannot grow without bound."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+HEAD_BYTES = 1 << 16  # looked at before a file is read
+BLOCK_BYTES = 1 << 20
+# Text packs 3 to 20 times, a template a hundred times; what packs denser is made to fill disks.
+MOST_UNPACKED_BYTES, MOST_TIMES_SMALLER = 64 << 20, 200
+MOST_MEMBERS = 100_000
+
+PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+# What a damaged or hostile file makes the readers of the standard library raise.
+DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,  # an encrypted zip
+    NotImplementedError,  # a way of packing that is not known
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+)
+_BOMS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+
+
+class TooLargeError(ValueError):
+    """A packed file holds more than text can."""
+
+
+class Stream(io.RawIOBase):
+    """What is left of a file, of which the head was read; UTF-16 becomes UTF-8."""
+
+    def __init__(self, file: IO[bytes], most_bytes: int | None) -> None:
+        self._file = file
+        self._left = most_bytes
+        self.head = self._take(HEAD_BYTES)
+        bom = next((bom for bom in _BOMS if self.head.startswith(bom)), b"")
+        encoding = _BOMS.get(bom, "utf-8")
+        self.head = self.head[len(bom) :]
+        self._decoder = None
+        if encoding != "utf-8":
+            self._decoder = codecs.getincrementaldecoder(encoding)("replace")
+            self.head = self._recode(self.head)
+        # Old Macs end lines so.
+        self._carriage = b"\r" in self.head and b"\n" not in self.head
+        self.head = self._lines(self.head)
+        self._ready = self.head
+
+    def readable(self) -> bool:
+        """Say that this is for reading."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer; 0 at the end."""
+        view = memoryview(buffer)
+        while not self._ready:
+            block = self._take(BLOCK_BYTES)
+            self._ready = self._lines(self._recode(block))
+            if not block:
+                break
+        piece = self._ready[: len(view)]
+        view[: len(piece)] = piece
+        self._ready = self._ready[len(piece) :]
+        return len(piece)
+
+    def _take(self, num_bytes: int) -> bytes:
+        block = self._file.read(num_bytes)
+        if self._left is not None:
+            self._left -= len(block)
+            if self._left < 0:
+                raise TooLargeError("it unpacks to more than any text does")
+        return block
+
+    def _recode(self, block: bytes) -> bytes:
+        if self._decoder is None:
+            return block
+        return self._decoder.decode(block, final=not block).encode("utf-8", "replace")
+
+    def _lines(self, block: bytes) -> bytes:
+        return block.replace(b"\r", b"\n") if self._carriage else block
+
+    @property
+    def binary(self) -> bool:
+        """Whether the head is no text."""
+        return b"\0" in self.head
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Stream]:
+    """Open a file, unpacked where its name says that it is packed.
+
+    Raises:
+        OSError and others of DAMAGED: the file is not there or not whole.
+    """
+    packed = PACKED.get(path.suffix.lower())
+    with packed(path, "rb") if packed else path.open("rb") as file:
+        yield Stream(file, _limit(path.stat().st_size) if packed else None)
+
+
+@contextmanager
+def opened_zip(
+    path: Path,
+) -> Iterator[Iterator[tuple[str, Callable[[], AbstractContextManager[Stream]]]]]:
+    """Open a zip file; gives the name of each file in it, and what opens that file.
+
+    Raises:
+        OSError and others of DAMAGED: the file is not whole, or holds too many.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+        if len(entries) > MOST_MEMBERS:
+            raise TooLargeError(f"it holds {len(entries)} files, and {MOST_MEMBERS} are the most")
+        yield ((entry.filename, partial(_member, archive, entry)) for entry in entries)
+
+
+@contextmanager
+def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[Stream]:
+    with archive.open(entry) as file:
+        yield Stream(file, _limit(entry.compress_size))
+
+
+def _limit(packed_bytes: int) -> int:
+    return max(MOST_UNPACKED_BYTES, MOST_TIMES_SMALLER * packed_bytes)

@@ -1,0 +1,302 @@
+"""Files of every kind become documents, and what cannot be read says why."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from boli.corpus import streams
+from boli.corpus.documents import (
+    LONGEST_BYTES,
+    READ_REASONS,
+    Document,
+    Item,
+    Reading,
+    Unreadable,
+    read_file,
+)
+from boli.corpus.listing import MARKER, list_files
+from boli.errors import CorpusError
+
+LINE = "आज बाजार में बहुत भीड़ बा"
+
+
+def read(path: Path, **reading: str) -> list[Item]:
+    items = []
+    for file in list_files([path]):
+        items += list(read_file(file, Reading(**reading)))  # type: ignore[arg-type]
+    return items
+
+
+def texts(items: list[Item]) -> list[str]:
+    return [item.text for item in items if isinstance(item, Document)]
+
+
+def faults(items: list[Item]) -> list[tuple[str, str]]:
+    found = [(item.source, item.reason) for item in items if isinstance(item, Unreadable)]
+    assert all(reason in READ_REASONS for _, reason in found)
+    return found
+
+
+def write(path: Path, data: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def test_lines_are_documents_where_no_line_is_empty(tmp_path: Path) -> None:
+    items = read(write(tmp_path / "a.txt", f"{LINE}\n{LINE} 2\r\n{LINE} 3"))
+    assert [item.source for item in items] == ["a.txt#1", "a.txt#2", "a.txt#3"]
+    assert texts(items) == [LINE, f"{LINE} 2", f"{LINE} 3"]
+
+
+def test_paragraphs_are_documents_where_some_line_is_empty(tmp_path: Path) -> None:
+    items = read(write(tmp_path / "a.txt", f"\n{LINE}\n{LINE}\n \n\n{LINE}\n"))
+    assert [item.source for item in items] == ["a.txt#2", "a.txt#6"]
+    assert texts(items) == [f"{LINE}\n{LINE}", LINE]
+
+
+@pytest.mark.parametrize(("unit", "number"), [("line", 3), ("paragraph", 2), ("document", 1)])
+def test_the_unit_can_be_chosen(tmp_path: Path, unit: str, number: int) -> None:
+    path = write(tmp_path / "a.txt", f"{LINE}\n{LINE}\n\n{LINE}\n")
+    assert len(texts(read(path, unit=unit))) == number
+
+
+def test_tables_give_the_column_that_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", f"key\ttext\nx\t{LINE}\ny\nz\t\n")
+    assert texts(read(path, column="text")) == [LINE]
+    assert faults(read(path, column="2")) == [("a.tsv#3", "no text")]
+    assert texts(read(path)) == [LINE]  # "text" is what is looked for
+    write(path, f"{LINE}\tx\n{LINE}\ty\n")
+    assert texts(read(path)) == [LINE, LINE]
+    write(path, f"key\ttext\nx\t{LINE}\n")
+    assert faults(read(path, column="other")) == [("a.tsv", "no text")]
+
+
+def test_json_lines_give_the_text_of_objects(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"text": LINE}),
+        '{"text": 3}',
+        "[1]",
+        "{",
+        "",
+        "[" * 100_000,
+        '{"text": "\\ud800"}',
+        json.dumps({"text": f"{LINE}\0"}),
+        json.dumps({"text": f"{LINE}\n{LINE}"}),
+    ]
+    items = read(write(tmp_path / "a.jsonl", "\n".join(lines)))
+    assert texts(items) == [LINE, f"{LINE}\n{LINE}"]
+    assert [item.source for item in items][-1] == "a.jsonl#9"
+    assert faults(items) == [
+        ("a.jsonl#2", "no text"),
+        ("a.jsonl#3", "no text"),
+        ("a.jsonl#4", "unreadable"),
+        ("a.jsonl#6", "unreadable"),
+        ("a.jsonl#7", "broken encoding"),
+        ("a.jsonl#8", "binary data"),
+    ]
+
+
+def test_parquet_gives_its_text_column(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [LINE, None, "b"], "n": [1, 2, 3]}), path)
+    assert texts(read(path)) == [LINE, "b"]
+    assert faults(read(path, column="body")) == [("a.parquet", "no text")]
+    assert faults(read(path, column="n")) == [("a.parquet", "no text")]
+    bad = pa.array([b"a", b"\xff", LINE.encode()], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": bad}), path)
+    assert texts(read(path)) == ["a", LINE]
+    assert faults(read(path)) == [("a.parquet#2", "broken encoding")]
+    write(tmp_path / "a.parquet", path.read_bytes()[:-9])
+    assert faults(read(path)) == [("a.parquet", "unreadable")]
+
+
+def test_pages_and_recordings_are_left_to_the_workers(tmp_path: Path) -> None:
+    write(tmp_path / "s" / "a.html", "<p>x")
+    write(tmp_path / "s" / "b.WAV", "RIFF")
+    items = read(tmp_path / "s")
+    assert [(item.kind, item.text) for item in items if isinstance(item, Document)] == [
+        ("html", str(tmp_path / "s" / "a.html")),
+        ("recording", str(tmp_path / "s" / "b.WAV")),
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_byte_order_mark_tells_the_encoding(tmp_path: Path, encoding: str) -> None:
+    text = ("\ufeff" if encoding == "utf-16-be" else "") + f"{LINE}\n" * 40_000
+    assert texts(read(write(tmp_path / "a.txt", text.encode(encoding)))) == [LINE] * 40_000
+
+
+def test_mixed_encodings_cost_the_lines_that_are_not_utf8(tmp_path: Path) -> None:
+    data = f"{LINE}\n".encode() + "café\n".encode("latin-1") + LINE.encode()
+    items = read(write(tmp_path / "a.txt", data))
+    assert texts(items) == [LINE, LINE]
+    assert faults(items) == [("a.txt#2", "broken encoding")]
+
+
+def test_binary_data_is_not_taken_for_text(tmp_path: Path) -> None:
+    write(tmp_path / "s" / "a.txt", bytes(range(256)) * 100)
+    write(tmp_path / "s" / "b.txt", f"{LINE}\n".encode() * 9000 + b"\0\1\n" + LINE.encode())
+    write(tmp_path / "s" / "c.exe", "MZ")
+    items = read(tmp_path / "s")
+    assert faults(items) == [
+        ("s/a.txt", "binary data"),
+        ("s/b.txt#9001", "binary data"),
+        ("s/c.exe", "unknown kind of file"),
+    ]
+    assert len(texts(items)) == 9001
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_packed_files_are_unpacked(tmp_path: Path, pack: object) -> None:
+    suffix = {gzip.compress: "gz", bz2.compress: "bz2", lzma.compress: "xz"}[pack]  # type: ignore[index]
+    packed = pack(f"{LINE}\n{LINE}".encode())  # type: ignore[operator]
+    assert texts(read(write(tmp_path / f"a.txt.{suffix}", packed))) == [LINE, LINE]
+    write(tmp_path / f"a.txt.{suffix}", packed[:-6])
+    assert faults(read(tmp_path / f"a.txt.{suffix}")) == [(f"a.txt.{suffix}", "unreadable")]
+
+
+def test_an_endless_file_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MOST_UNPACKED_BYTES", 1 << 20)
+    bomb = gzip.compress(b"a b c d e\n" * 5_000_000)
+    items = read(write(tmp_path / "a.txt.gz", bomb), unit="document")
+    assert faults(items)[-1] == ("a.txt.gz", "unreadable")
+    assert sum(map(len, texts(items))) < 300 * len(bomb)
+
+
+def test_zips_are_read_member_by_member(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("b/../../x.txt", LINE)
+        archive.writestr("c.zip", b"PK")
+        archive.writestr("d.txt", "\0")
+        archive.writestr("e.tsv", f"{LINE}\tx")
+    items = read(path)
+    assert texts(items) == [LINE, LINE]
+    assert faults(items) == [
+        ("a.zip/c.zip", "unknown kind of file"),
+        ("a.zip/d.txt", "binary data"),
+    ]
+    write(path, path.read_bytes()[:60])
+    assert faults(read(path)) == [("a.zip", "unreadable")]
+
+
+def test_a_line_without_an_end_costs_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with path.open("wb") as file:
+        file.write(f"{LINE}\n".encode())
+        file.seek(300 << 20, os.SEEK_CUR)  # a hole of zeros, after the head
+        file.write(b"x\n" + LINE.encode())
+    with path.open("r+b") as file:
+        file.seek(0)
+        file.write(b"a" * streams.HEAD_BYTES)
+    tracemalloc.start()
+    try:
+        items = read(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert texts(items) == [LINE]
+    assert faults(items) == [("a.txt#1", "too long")]
+    assert peak < 5 * LONGEST_BYTES
+
+
+def test_a_long_file_as_one_document_is_cut_at_a_line(tmp_path: Path) -> None:
+    lines = [f"{LINE} {number}" for number in range(120_000)]
+    items = read(write(tmp_path / "a.txt", "\n".join(lines)), unit="document")
+    assert len(items) > 1
+    assert "\n".join(texts(items)) == "\n".join(lines)
+    number = texts(items)[0].count("\n") + 2
+    assert items[1].source == f"a.txt#{number}"
+
+
+def test_names_are_told_in_one_printable_line(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    for name in (b"a\xff.txt", b"b\nc#1.txt"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_text(LINE)
+    assert [item.source for item in read(folder)] == ["s/a\\xff.txt#1", "s/b%0Ac%231.txt#1"]
+
+
+def test_a_small_file_that_says_much_costs_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    value = pa.array(["x" * 3_000_000]).dictionary_encode()
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 2000), value.dictionary)
+    pq.write_table(pa.table({"text": column}), path)
+    assert path.stat().st_size < 1 << 20
+    before = pa.total_allocated_bytes()
+    peak = 0
+    for _ in read_file(list_files([path])[0], Reading()):
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    assert peak < 50 << 20
+
+
+def test_what_was_prepared_before_is_not_read_again(tmp_path: Path) -> None:
+    """Its records would come back without what their own sources said."""
+    write(tmp_path / "s" / "a.txt", LINE)
+    write(tmp_path / "s" / "clean" / MARKER, "{}")
+    write(tmp_path / "s" / "clean" / "b.txt", LINE)
+    assert [file.name for file in list_files([tmp_path / "s"])] == ["s/a.txt"]
+    path = tmp_path / "part.parquet"
+    columns = {name: ["x"] for name in ("text", "content_hash", "residency", "purposes")}
+    pq.write_table(pa.table(columns), path)
+    assert faults(read(path)) == [("part.parquet", "records")]
+
+
+def test_members_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("b.txt", LINE)
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("b.txt", LINE)
+    sources = [item.source for item in read(path)]
+    assert sources == ["a.zip/b.txt#1", "a.zip/b.txt~2#1"]
+
+
+def test_lines_of_old_macs_are_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", f"{LINE}\r{LINE}\r".encode())
+    assert texts(read(path)) == [LINE, LINE]
+
+
+def test_links_and_closed_folders_are_told(tmp_path: Path) -> None:
+    write(tmp_path / "s" / "a.txt", LINE)
+    write(tmp_path / "t" / "b.txt", LINE)
+    (tmp_path / "s" / "link").symlink_to(tmp_path / "t")
+    assert faults(read(tmp_path / "s")) == [("s/link", "unreadable")]
+
+
+def test_roots_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name in ("x/text", "y/text"):
+        write(tmp_path / name / "a.txt", LINE)
+    write(tmp_path / "x" / "text" / ".hidden" / "b.txt", LINE)
+    write(tmp_path / "x" / "text" / "source.toml", "")
+    files = list_files([tmp_path / "x" / "text", tmp_path / "y" / "text"])
+    assert [file.name for file in files] == ["text-2/a.txt", "text/a.txt"]
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="nothing at"):
+        list_files([tmp_path / "none"])
+    with pytest.raises(CorpusError, match="no file"):
+        list_files([tmp_path])
+
+
+def test_what_is_no_plain_file_is_told(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    name = tmp_path.name
+    assert faults(read(tmp_path)) == [
+        (f"{name}/gone.txt", "unknown kind of file"),
+        (f"{name}/pipe.txt", "unknown kind of file"),
+    ]
