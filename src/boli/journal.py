@@ -61,6 +61,18 @@ class SiteJoined(Event):
 
 
 @dataclass(frozen=True)
+class CopyRead(Event):
+    """A site trains on text that was copied from a pool; told once for each copy."""
+
+    site: str
+    pool: str  # id
+    version: int  # of the pool
+    taken: str  # id of the copy, as the pool has noted it
+    rows: int
+    digest: str  # of the keys of its rows
+
+
+@dataclass(frozen=True)
 class SiteLeft(Event):
     site: str
     reason: str

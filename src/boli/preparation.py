@@ -17,6 +17,7 @@ from boli.errors import RunError
 from boli.journal import Evaluated, Event, Journal, RunStarted
 from boli.model.layout import Layout
 from boli.plan import Plan, available_cores
+from boli.pool.pins import pins_of
 from boli.rounds.transport import Measurement
 from boli.rounds.update import ServerState, SiteProgress
 
@@ -64,6 +65,7 @@ class Prepared:
     site_layouts: dict[str, list[Any]]
     threads: int  # of a node: another number would give other bits
     base_before: dict[str, float] = field(default_factory=dict)  # bits, bytes
+    pools: list[dict[str, Any]] = field(default_factory=list)  # versions whose copies are read
 
 
 def check_text(plan: Plan, *, sites: bool = True) -> dict[str, dict[str, Split]]:
@@ -132,13 +134,20 @@ def prepare(
     observe(Stage("judging the base"))
     judged = judge_base(plan, base)
     threads = plan.threads_per_site(available_cores())
-    prepared = Prepared(run, origin, layout.describe(), by_site, threads, judged)
+    pools = pins_of(_texts(plan))
+    prepared = Prepared(run, origin, layout.describe(), by_site, threads, judged, pools)
     languages = {site.name: site.language for site in plan.site}
     journal.append(RunStarted(run, plan.digest, version, layout.digest, layout.size, languages))
     note_base(plan, journal, 0, judged)
     journal.sync()
     write_file(path, json.dumps(vars(prepared)).encode())
     return prepared, _version_0(run, plan, layout, base)
+
+
+def _texts(plan: Plan) -> list[Path]:
+    """Return the files that the plan names; those of sites elsewhere are not here."""
+    sources = [*plan.model.base.text, *(source for site in plan.site for source in site.text)]
+    return [plan.resolve(source.path) for source in sources if source.path is not None]
 
 
 def first_state(run: str, plan: Plan, prepared: Prepared, observe: Observer) -> ServerState:

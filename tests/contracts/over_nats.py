@@ -123,7 +123,8 @@ class OverNats:
 
     def num_alive(self) -> int:
         """Return how many serve a run; what was told to stop gets a moment."""
-        until = time.monotonic() + 2.0
+        is_over = self.transport is not None and self.transport._closing
+        until = time.monotonic() + (60.0 if is_over else 0.0)
         while True:
             alive = [site for site in self.job.ranks if (self.folder / f"{site}.serving").exists()]
             if not alive or time.monotonic() > until:

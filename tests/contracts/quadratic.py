@@ -27,6 +27,7 @@ from boli.model.layout import Layout, Vector
 from boli.rounds.checkpoint import CheckpointStore
 from boli.rounds.transport import Arrival, Delivery, NodeLink, Transport
 from boli.rounds.update import (
+    Copy,
     Judgement,
     Order,
     Release,
@@ -63,7 +64,14 @@ FIRST = np.linspace(-1, 1, LAYOUT.size, dtype=np.float32)  # version 0
 class QuadraticWork:
     """Local steps of momentum towards the site's own target, with noise from a cursor."""
 
-    def __init__(self, site: str, rank: int | None = None, step_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        site: str,
+        rank: int | None = None,
+        step_seconds: float = 0.0,
+        copies: Sequence[Copy] = (),
+    ) -> None:
+        self.copies = copies
         self.rank, self.layout, self.step_seconds = rank, layout_of(rank), step_seconds
         self.full_layout = LAYOUT
         self.num_lines: Mapping[str, Mapping[str, int]] = {"bho": {"train": 10}}
@@ -141,6 +149,7 @@ class Job:
     codec: Mapping[str, Any] = field(default_factory=dict)  # of the plan
     step_seconds: Mapping[str, float] = field(default_factory=dict)  # really slept, by site
     lies: Mapping[str, str] = field(default_factory=dict)  # of the local engine's nodes
+    copies: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # by site
 
     @property
     def plan(self) -> Plan:
@@ -170,7 +179,8 @@ class Job:
         return {name: (rank, LAYOUT.view(rank).spans) for name, rank in self.ranks.items()}
 
     def work(self, site: str) -> QuadraticWork:
-        return QuadraticWork(site, self.ranks[site], self.step_seconds.get(site, 0.0))
+        copies = [Copy.model_validate(copy) for copy in self.copies.get(site, ())]
+        return QuadraticWork(site, self.ranks[site], self.step_seconds.get(site, 0.0), copies)
 
     def node(self, site: str, link: NodeLink, store: Generations, restarts: int) -> Node:
         return Node.of(self.plan, site, link, self.work(site), store, restarts)

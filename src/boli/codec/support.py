@@ -19,6 +19,7 @@ Positions = NDArray[np.int64]
 BLOCK = 16  # neighboring entries that have their turn together
 FURTHEST = 0.25  # share of the support that goes to the entries that moved furthest
 LOWEST, HIGHEST = -100, 20  # exponents of a level
+MOST = float(np.finfo(np.float32).max)
 
 
 class Support(BaseModel):
@@ -29,7 +30,7 @@ class Support(BaseModel):
     seed: int = Field(0, ge=0, lt=2**64)  # of the order in which blocks have their turn
     start: int = Field(0, ge=0, le=2**53)  # place in that order of the first block
     blocks: int = Field(ge=0, le=2**53)  # that have their turn
-    above: float = Field(0.0, ge=0, le=3e38)  # entries that moved further than this
+    above: float = Field(0.0, ge=0, le=MOST)  # entries that moved further than this
     unit: int = Field(ge=LOWEST, le=HIGHEST)  # one level is 2 to the power of this
 
     def positions(

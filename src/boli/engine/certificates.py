@@ -6,26 +6,12 @@ check against the authority alone, which their invitation carries.
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 from boli.durable import write_file
 
 VALID_FROM, VALID_UNTIL = datetime(2000, 1, 1, tzinfo=UTC), datetime(2120, 1, 1, tzinfo=UTC)
-
-
-def write_secret(path: Path, data: bytes) -> None:
-    """Write a file for its owner's eyes only.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    before = os.umask(0o077)
-    try:
-        write_file(path, data)
-    finally:
-        os.umask(before)
 
 
 def make_certificates(folder: Path, server_name: str) -> None:
@@ -75,6 +61,7 @@ def make_certificates(folder: Path, server_name: str) -> None:
         )
         .sign(authority, hashes.SHA256())
     )
-    write_secret(folder / "server.key", pem(server))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_file(folder / "server.key", pem(server), private=True)
     write_file(folder / "authority.pem", root.public_bytes(serialization.Encoding.PEM))
     write_file(folder / "server.pem", leaf.public_bytes(serialization.Encoding.PEM))

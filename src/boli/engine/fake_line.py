@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from boli.codec.facts import pack_facts, unpack_facts
 from boli.engine.script import Script
+from boli.engine.wire import Joining, joining_facts
 from boli.errors import CodecError
-from boli.rounds.transport import Arrival, Delivery, Instruction, Malformed, Version
+from boli.rounds.transport import Arrival, Delivery, Instruction, Joined, Malformed, Version
 from boli.rounds.update import Order, Update, UpdateHeader, Verdict
 
 
@@ -43,6 +44,12 @@ def brief(message: Instruction | Arrival) -> str:
                 f"update {header.sequence}: {header.local_steps} steps from {header.base_version}"
             )
     return type(message).__name__.lower()
+
+
+def heard(joined: Joined) -> Joined:
+    """Return what the coordinator hears of what a node says of itself."""
+    found = Joining.model_validate(unpack_facts(pack_facts(joining_facts(joined))))
+    return found.joined(joined.site, joined.restarts)
 
 
 def over_the_wire(site: str, sent: Update | bytes) -> Delivery | Malformed:

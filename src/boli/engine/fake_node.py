@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from boli.durable import Arrays, Generations
-from boli.rounds.transport import Delivery, Instruction, Joined, Measurement, NodeLink, held_digest
+from boli.engine.fake_line import heard
+from boli.rounds.transport import Delivery, Instruction, Joined, Measurement, NodeLink
 from boli.rounds.update import Order, Update, UpdateHeader, Verdict
 from boli.site.node import Node
 
@@ -142,13 +143,11 @@ class Life:
     def joined(self) -> Joined:
         """Return what the node, as it is now, says of itself when it joins."""
         assert self.node is not None
-        layout, lines = self.node.work.layout.describe(), self.node.work.num_lines
-        digest = held_digest(self.node.theta)
-        return Joined(self.seat.site, layout, lines, self.node.version, digest, self.number)
+        return heard(self.node.joined())
 
     def join(self, joined: Joined) -> None:
         self.moment("joining")
-        self.engine.take_join(self, joined)
+        self.engine.take_join(self, heard(joined))
 
     def receive(self, timeout_seconds: float | None) -> Instruction | None:
         if timeout_seconds == 0 and not self._looking:

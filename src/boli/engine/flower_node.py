@@ -24,9 +24,9 @@ from pydantic import ValidationError
 from boli.durable import locked
 from boli.engine.flower_site import socket_path
 from boli.engine.flower_wire import MESSAGES_AT_ONCE, Asked, Told, pack, split
-from boli.engine.wire import Line, pack_message, unpack_message
+from boli.engine.wire import Line, joining_facts, pack_message, unpack_message
 from boli.errors import BoliError
-from boli.rounds.transport import Instruction, Joined, Stop, Version, held_digest
+from boli.rounds.transport import Instruction, Joined, Stop, Version
 from boli.rounds.update import Order, UpdateHeader, Verdict
 from boli.site.kit import Kit, SiteFolder
 from boli.site.node import Node
@@ -58,15 +58,9 @@ class FlowerLink:
     # What the node calls
 
     def join(self, joined: Joined) -> None:
-        body = {
-            "layout": joined.layout,
-            "num_lines": joined.num_lines,
-            "held_version": joined.held_version,
-            "held_digest": joined.held_digest,
-        }
         with self._changed:
             self._has_joined = True
-        self._say(pack_message("join", body))
+        self._say(pack_message("join", joining_facts(joined)))
 
     def receive(self, timeout_seconds: float | None) -> Instruction | None:
         while True:
@@ -106,11 +100,8 @@ class FlowerLink:
 
     def _join_again(self) -> None:
         """Say what is held now; between two instructions, so that it is one version."""
-        node = self.node
-        assert node is not None
-        layout, lines = node.work.layout.describe(), node.work.num_lines
-        digest = held_digest(node.theta)
-        self.join(Joined(node.site, layout, lines, node.version, digest))
+        assert self.node is not None
+        self.join(self.node.joined())
 
     # What an exchange calls
 

@@ -295,7 +295,7 @@ class FlowerTransport:
         seat.joined, seat.failed = True, False
         seat.held = (found.held_version, found.held_digest)
         seat.waiting, seat.awaited = [], None
-        return Joined(seat.site, found.layout, found.num_lines, *seat.held, seat.restarts)
+        return found.joined(seat.site, seat.restarts)
 
     def _process_lost(self, seat: Seat, reason: str) -> list[Arrival]:
         """Note that a node's process ended; the next message starts it again, up to a limit."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from boli.durable import locked, write_file
-from boli.engine.certificates import make_certificates, write_secret
+from boli.engine.certificates import make_certificates
 from boli.errors import TransportError
 from boli.plan import NAME
 
@@ -209,7 +209,7 @@ class Identities:
         with locked(self.folder / "keys", "the key folder", 10.0):
             for who in ("coordinator", "system"):
                 if not (self.folder / "keys" / who).exists():
-                    write_secret(self.folder / "keys" / who, new_seed().encode())
+                    write_file(self.folder / "keys" / who, new_seed().encode(), private=True)
             if not self.certificate.exists():
                 make_certificates(self.folder / "tls", SERVER_NAME)
 
@@ -300,4 +300,4 @@ def write_invitation(invitation: Invitation, path: Path) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    write_secret(path, invitation.text().encode())
+    write_file(path, invitation.text().encode(), private=True)

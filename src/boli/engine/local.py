@@ -205,14 +205,7 @@ class LocalTransport:
 
     def _joined(self, seat: _Seat, found: Joining) -> Joined:
         assert self._versions is not None
-        joined = Joined(
-            seat.site,
-            found.layout,
-            found.num_lines,
-            found.held_version,
-            found.held_digest,
-            seat.restarts,
-        )
+        joined = found.joined(seat.site, seat.restarts)
         seat.joined = True
         for version in self._versions.catch_up(joined):
             self._send_version(seat, version)

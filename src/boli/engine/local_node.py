@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from boli.durable import Generations, locked
-from boli.engine.wire import Line, pack_message, unpack_message
+from boli.engine.wire import Line, joining_facts, pack_message, unpack_message
 from boli.errors import BoliError, WorkerLostError
 from boli.rounds.transport import Instruction, Joined, Stop, Version
 from boli.rounds.update import Order, UpdateHeader, Verdict
@@ -50,13 +50,7 @@ class LocalLink:
                     self._arrived.put(Stop())
 
     def join(self, joined: Joined) -> None:
-        body = {
-            "layout": joined.layout,
-            "num_lines": joined.num_lines,
-            "held_version": joined.held_version,
-            "held_digest": joined.held_digest,
-        }
-        self._line.send_bytes(pack_message("join", body))
+        self._line.send_bytes(pack_message("join", joining_facts(joined)))
 
     def receive(self, timeout_seconds: float | None) -> Instruction | None:
         try:

@@ -36,7 +36,6 @@ from boli.rounds.transport import (
     Arrival,
     Delivery,
     Failed,
-    Joined,
     Left,
     Malformed,
     Measurement,
@@ -356,14 +355,7 @@ class NatsTransport:
         seat.restarts += 1
         seat.joined = True
         self._out.discard(seat.site)  # a revoked key that is still let in is told again
-        joined = Joined(
-            seat.site,
-            found.layout,
-            found.num_lines,
-            found.held_version,
-            found.held_digest,
-            seat.restarts,
-        )
+        joined = found.joined(seat.site, seat.restarts)
         self._begin_anew(seat)
         for version in self._versions.catch_up(joined):
             self._send_version(seat, version)

@@ -29,7 +29,7 @@ from boli.engine.nats_line import Line
 from boli.engine.nats_sender import Sender
 from boli.engine.nats_way import QUIET_ERRORS
 from boli.engine.parts import FETCH_BYTES, Assembler, Label
-from boli.engine.wire import pack_message, unpack_message
+from boli.engine.wire import joining_facts, pack_message, unpack_message
 from boli.errors import BoliError, CorruptFileError, StorageError, TransportError
 from boli.evaluation.units import size
 from boli.rounds.transport import Instruction, Joined, Rejoin, Stop, Version
@@ -67,12 +67,7 @@ class NatsLink:
     # The node
 
     def join(self, joined: Joined) -> None:
-        body = {
-            "layout": joined.layout,
-            "num_lines": joined.num_lines,
-            "held_version": joined.held_version,
-            "held_digest": joined.held_digest,
-        }
+        body = joining_facts(joined)
 
         def say() -> None:
             self._joining = pack_facts(body)

@@ -16,7 +16,8 @@ from pydantic import AfterValidator, Field, TypeAdapter
 
 from boli.codec.facts import pack_facts, unpack_facts
 from boli.errors import CodecError, TransportError
-from boli.rounds.update import Count, Message, Short
+from boli.rounds.transport import Joined
+from boli.rounds.update import MOST_COPIES, Copy, Count, Message, Short
 
 _LENGTH = struct.Struct("<I")
 if TYPE_CHECKING:
@@ -52,12 +53,30 @@ NumLines = Annotated[dict[Short, Count], Field(max_length=10)]  # by part; goes 
 
 
 class Joining(Message):
-    """A node is there: what it holds."""
+    """A node is there: what it holds, and what it reads."""
 
     layout: list[tuple[str, list[Count], Short]]
     num_lines: Annotated[dict[Short, NumLines], Field(max_length=100)]  # by language
     held_version: int = Field(ge=-1)
     held_digest: int
+    copies: Annotated[tuple[Copy, ...], Field(max_length=MOST_COPIES)] = ()
+
+    def joined(self, site: str, restarts: int) -> Joined:
+        """Return it as the coordinator hears it, from the site that the engine knows it is."""
+        held = self.held_version, self.held_digest
+        return Joined(site, self.layout, self.num_lines, *held, restarts, self.copies)
+
+
+def joining_facts(joined: Joined) -> dict[str, Any]:
+    """Return what a node says; of copies only where there are any, as before they were told."""
+    copies = {"copies": [copy.facts() for copy in joined.copies]} if joined.copies else {}
+    return {
+        "layout": joined.layout,
+        "num_lines": joined.num_lines,
+        "held_version": joined.held_version,
+        "held_digest": joined.held_digest,
+        **copies,
+    }
 
 
 def harmless(text: str) -> str:

@@ -14,6 +14,7 @@ from boli.errors import CorruptFileError
 from boli.rounds.update import Folded, ServerState, SiteProgress
 
 SCHEMA = 1
+_NOT_KEPT = {"outstanding": {"copies"}}  # named anew whenever an order is sent
 
 
 def to_parts(state: ServerState) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -32,7 +33,10 @@ def to_parts(state: ServerState) -> tuple[dict[str, NDArray[Any]], dict[str, Any
         "layout": state.layout,
         "version": state.version,
         "outer_round": state.outer_round,
-        "sites": {name: site.model_dump(mode="json") for name, site in state.sites.items()},
+        "sites": {
+            name: site.model_dump(mode="json", exclude=_NOT_KEPT)
+            for name, site in state.sites.items()
+        },
         "coverage": dict(state.coverage),
         "folded": [entry.model_dump(mode="json") for entry in state.folded],
         "norms": list(state.norms),

@@ -1,10 +1,13 @@
-"""What the journal says of a round."""
+"""What the journal says of a round, and of what the sites read."""
 
 from __future__ import annotations
 
-from boli.journal import Event, RoundStepped, UpdateAccepted
-from boli.rounds.transport import Delivery
-from boli.rounds.update import ServerState
+from dataclasses import dataclass, field
+
+from boli.errors import SiteError
+from boli.journal import CopyRead, Event, Journal, RoundStepped, UpdateAccepted, read_journal
+from boli.rounds.transport import Delivery, Joined
+from boli.rounds.update import MOST_COPIES, Copy, Order, ServerState, copies_digest
 
 
 def update_accepted(
@@ -35,3 +38,59 @@ def update_accepted(
 def round_stepped(state: ServerState, num_updates: int, norm: float, seconds: float) -> Event:
     """Return the journal's line on a step."""
     return RoundStepped(state.version, num_updates, state.tokens, norm, seconds)
+
+
+@dataclass
+class CopiesRead:
+    """Which copies of pools each site has read: each is journaled once, whoever restarts when."""
+
+    _told: dict[str, set[str]] = field(default_factory=dict)  # by site, ids of copies
+    _named: dict[str, set[str]] = field(default_factory=dict)  # and of those about to be told
+    _now: dict[str, str] = field(default_factory=dict)  # by site, digest of those it reads now
+
+    @classmethod
+    def of(cls, journal: Journal) -> CopiesRead:
+        """Return what a journal tells already.
+
+        Raises:
+            CorruptFileError: it was altered.
+        """
+        found = cls()
+        for entry in read_journal(journal.path) if journal.path.exists() else ():
+            if isinstance(entry.event, CopyRead):
+                found._told.setdefault(entry.event.site, set()).add(entry.event.taken)
+        return found
+
+    def check(self, joined: Joined) -> None:
+        """Refuse a site that names ever more copies: each takes a line of the journal.
+
+        Raises:
+            SiteError: there would be too many. None is left out instead: an erase asks for all.
+        """
+        named = self._named.get(joined.site, set()) | self._told.get(joined.site, set())
+        named |= {copy.taken for copy in joined.copies}
+        if len(named) > MOST_COPIES:
+            raise SiteError(
+                f"site {joined.site} names {len(named)} copies of pools in this run",
+                f"a run notes {MOST_COPIES} of a site; take the text as fewer copies",
+            )
+        self._named[joined.site] = named
+
+    def tell(self, joined: Joined, journal: Journal) -> None:
+        """Journal what is new, on the disk before the site is asked to train on it."""
+        told = self._told.setdefault(joined.site, set())
+        new: dict[str, Copy] = {c.taken: c for c in joined.copies if c.taken not in told}
+        for copy in new.values():
+            journal.append(CopyRead(joined.site, **copy.model_dump()))
+        if new:
+            journal.sync()
+            told.update(new)
+        self._now[joined.site] = copies_digest(joined.copies)
+
+    def addressed(self, order: Order) -> Order:
+        """Return an order that only who reads what was told obeys.
+
+        It may wait in a stream longer than the node it was for lives. The next node, with other
+        text, must not train before the journal names that.
+        """
+        return order.model_copy(update={"copies": self._now.get(order.site, "")})

@@ -24,7 +24,7 @@ from boli.journal import (
 )
 from boli.rounds.buffer import BufferedStrategy
 from boli.rounds.checkpoint import CheckpointStore
-from boli.rounds.journaled import round_stepped
+from boli.rounds.journaled import CopiesRead, round_stepped
 from boli.rounds.refusals import Refusals
 from boli.rounds.schedule import Schedule
 from boli.rounds.transport import (
@@ -64,12 +64,14 @@ class Rounds:
     _bytes_down: dict[str, int] = field(default_factory=dict)  # by site, at its last order
     _refusals: Refusals = field(default_factory=Refusals)
     _strange: set[str] = field(default_factory=set)  # sites that train other parameters
+    _copies: CopiesRead = field(default_factory=CopiesRead)
     _started: float = 0.0
 
     def run(self, state: ServerState) -> ServerState:
         """Train until the schedule is finished, or until told to stop.
 
         Raises:
+            CorruptFileError: the journal was altered.
             LayoutError: every site trains other parameters than the coordinator has.
             SiteError: every site is benched before the last version is made.
             StorageError: a checkpoint cannot be written; the last one is whole.
@@ -81,6 +83,7 @@ class Rounds:
         # Orders go out as sites join, also those that were open when a run was stopped.
         state, _ = self.schedule.issue(state)
         self._started = self.clock()
+        self._copies = CopiesRead.of(self.journal)
         state = self._save(state)
         while not self.schedule.finished(state) and not self.should_stop():
             arrivals = self.transport.receive(timeout_seconds=0.5)
@@ -136,6 +139,7 @@ class Rounds:
             self._strange.discard(arrival.site)
             try:
                 self.check_site(arrival)
+                self._copies.check(arrival)
             except (LayoutError, SiteError) as error:
                 if isinstance(error, LayoutError):
                     self._strange.add(arrival.site)
@@ -175,6 +179,7 @@ class Rounds:
                 case Joined():
                     lines = {k: dict(v) for k, v in arrival.num_lines.items()}
                     self._tell(SiteJoined(arrival.site, lines, arrival.restarts))
+                    self._copies.tell(arrival, self.journal)
                     joined.append(arrival.site)
                     self._present.add(arrival.site)
                 case Left() | Failed():
@@ -263,7 +268,7 @@ class Rounds:
         for order in orders:
             if order.site not in self._present:
                 continue
-            self.transport.send_order(order)
+            self.transport.send_order(self._copies.addressed(order))
             now = self._sent_at[order.site] = self.clock()
             if self._refusals.is_spent(now, order.site):
                 continue  # one more of very many that come to nothing

@@ -14,6 +14,7 @@ from boli.codec.codec import HEADER_BYTES
 from boli.durable import read_tensors, write_tensors
 from boli.errors import CorruptFileError
 from boli.rounds.update import (
+    Copy,
     Order,
     Release,
     Spans,
@@ -35,6 +36,7 @@ class Joined:
     held_version: int  # -1: none
     held_digest: int = 0  # of its bits
     restarts: int = 0
+    copies: Sequence[Copy] = ()  # of pools, that it reads
 
 
 @dataclass(frozen=True)

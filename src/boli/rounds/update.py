@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -21,8 +22,10 @@ Part = Literal["tuning", "test"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Short = Annotated[str, Field(max_length=100)]
+Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
+MOST_COPIES = 100  # of pools, that one site reads in one run
 SEQUENCES_SKIPPED = 1_000_000  # far above what a site can answer between two checkpoints
 
 
@@ -55,6 +58,7 @@ class Order(Message):
     first: bool = False  # what is judged is version 0, the base unchanged, whatever base_version
     returned: Count = 0  # the last sequence that was refused but sound, if its verdict was lost
     support: Support | None = None  # of the cohort that trains from base_version; codec public
+    copies: Short = ""  # digest of the copies of pools that the journal says the site reads
 
 
 class Judgement(Message):
@@ -85,6 +89,24 @@ class UpdateHeader(Message):
     idle_seconds: Finite = 0.0
     residual_norm: Finite = 0.0  # of what it could not send yet
     judgements: Annotated[tuple[Judgement, ...], Field(max_length=100)] = ()
+
+
+class Copy(Message):
+    """Which copy of a pool a site reads; tells nothing of the text, or of where it lies."""
+
+    model_config = ConfigDict(strict=True)
+
+    pool: Id
+    version: Count  # of the pool
+    taken: Id  # of the copy, as the pool has noted it
+    rows: Count = 0
+    digest: str = Field("", pattern=r"^([0-9a-f]{64})?$")  # of the keys of its rows
+
+
+def copies_digest(copies: Iterable[Copy]) -> str:
+    """Return a digest of which copies these are, in whatever order; of none, the empty one."""
+    taken = " ".join(sorted({copy.taken for copy in copies}))
+    return hashlib.sha256(taken.encode()).hexdigest()[:16] if taken else ""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from boli.durable import Generations, storage_error, sync_folder
 from boli.errors import CorruptFileError, SiteError
 from boli.plan import Plan, SitePlan, TextSource
 from boli.plan_file import plan_from_tables
+from boli.pool.pins import note_pins
 from boli.rounds.transport import NodeLink
 from boli.rounds.update import Message
 from boli.site.node import Node
@@ -153,6 +154,7 @@ class SiteFolder:
             CorpusError: the text is missing, empty or too short.
             ModelError: the base cannot be loaded.
             SiteError: the plan does not know the site, or wants text from elsewhere.
+            StorageError: the disk refuses.
         """
         import torch
 
@@ -163,6 +165,7 @@ class SiteFolder:
         torch.set_num_threads(plan.engine.threads_per_site or available_cores())
         origin = str(self.base_folder(kit)) if kit.files else kit.origin
         work = open_work(plan, section, origin)
+        note_pins(self.run_folder(kit) / "run.json", [copy.facts() for copy in work.copies])
         return Node.of(plan, self.site, link, work, Generations(self.run_folder(kit)), restarts)
 
     def plan_here(self, kit: Kit) -> tuple[Plan, SitePlan]:

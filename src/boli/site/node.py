@@ -9,7 +9,7 @@ the very same bytes again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,7 +32,15 @@ from boli.durable import Generations
 from boli.model.layout import Layout, Vector
 from boli.plan import Plan
 from boli.rounds.transport import Joined, NodeLink, Rejoin, Stop, Version, held_digest
-from boli.rounds.update import Judgement, Order, UpdateHeader, Verdict, norm_of
+from boli.rounds.update import (
+    Copy,
+    Judgement,
+    Order,
+    UpdateHeader,
+    Verdict,
+    copies_digest,
+    norm_of,
+)
 
 MEASURE_EVERY_SECONDS = 0.25
 
@@ -58,6 +66,7 @@ class Work(Protocol):
     rank: int | None
     first: Vector  # (m,) version 0, which every site makes by itself
     num_lines: Mapping[str, Mapping[str, int]]
+    copies: Sequence[Copy]  # of pools, that its text lies in
 
     def perform(
         self,
@@ -144,7 +153,7 @@ class Node:
             StorageError: the site's state cannot be written.
         """
         self._restore()
-        self._join()
+        self.link.join(self.joined())
         while not self._stopping:
             order = self._pending
             if order is not None and self.theta is not None and self.version >= order.base_version:
@@ -153,22 +162,22 @@ class Node:
             else:  # nothing to do, or for a version that is still on its way
                 self._take(self.link.receive(None))
 
-    def _join(self) -> None:
-        self.link.join(
-            Joined(
-                self.site,
-                self.work.layout.describe(),
-                self.work.num_lines,
-                self.version,
-                held_digest(self.theta),
-                self.restarts,
-            )
+    def joined(self) -> Joined:
+        """Return what the node, as it is now, says of itself when it joins."""
+        return Joined(
+            self.site,
+            self.work.layout.describe(),
+            self.work.num_lines,
+            self.version,
+            held_digest(self.theta),
+            self.restarts,
+            self.work.copies,
         )
 
     def _take(self, instruction: object) -> None:
         match instruction:
             case Rejoin():
-                self._join()
+                self.link.join(self.joined())
             case Stop():
                 self._stopping = True
             case Version():
@@ -200,6 +209,8 @@ class Node:
             self._save()
 
     def _consider(self, order: Order) -> None:
+        if order.copies != copies_digest(self.work.copies):
+            return  # for a node before, with other text; it comes again once this one was heard
         self._take_back(order.returned)
         if order.sequence < self._newest:
             return  # an old one that came again late; what superseded it may be half done

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from boli.corpus.sources import Split, read_split, share_of
+from boli.errors import SiteError
 from boli.evaluation.metrics import bits_per_byte
 from boli.model.adapter import adapter_layout, attach
 from boli.model.base import Base, best_device, load_base
@@ -19,7 +21,8 @@ from boli.model.group import share_out
 from boli.model.layout import Layout, Vector
 from boli.model.local_steps import LocalSteps, OwnGradient, PackedText, token_lines
 from boli.plan import Plan, SitePlan
-from boli.rounds.update import Judgement, Order
+from boli.pool.pins import pins_of
+from boli.rounds.update import MOST_COPIES, Copy, Judgement, Order
 from boli.site.crew import Crew
 from boli.site.node import Done
 
@@ -33,6 +36,7 @@ class TrainingWork:
         site: SitePlan,
         base: Base,
         splits: dict[str, Split],
+        copies: Sequence[Copy] = (),  # of pools, that the text lies in
         crew: Crew | None = None,
     ) -> None:
         self.rank = site.rank
@@ -43,6 +47,7 @@ class TrainingWork:
         self.adapter = own.adapter
         self.layout: Layout = self.adapter.layout
         self.first = self.adapter.read()
+        self.copies = copies
         self.num_lines: Mapping[str, Mapping[str, int]] = {
             language: split.counts for language, split in splits.items()
         }
@@ -114,6 +119,29 @@ class TrainingWork:
         self.steps.restore(arrays, facts)
 
 
+def copies_of(plan: Plan, site: SitePlan) -> tuple[Copy, ...]:
+    """Return the copies of pools that a site's text lies in.
+
+    Raises:
+        SiteError: what says so cannot be told: without it an erase would not find the run.
+    """
+    paths = [path for source in site.text for path in (source.path, source.held_out_by) if path]
+    pins = pins_of(map(plan.resolve, paths))
+    if len(pins) > MOST_COPIES:
+        raise SiteError(
+            f"the text of site {site.name} lies in {len(pins)} copies of pools",
+            f"take it as at most {MOST_COPIES}",
+        )
+    try:
+        return tuple(Copy(**{name: pin[name] for name in Copy.model_fields}) for pin in pins)
+    except ValidationError as error:
+        where = error.errors()[0]["loc"][0]
+        raise SiteError(
+            f"the pool.json beside the text of site {site.name} was altered: its {where}",
+            "take the copy again: boli pool get",
+        ) from error
+
+
 def site_base(plan: Plan, site: SitePlan, origin: str, device: torch.device) -> Base:
     """Load the base as one process of a site needs it.
 
@@ -143,9 +171,10 @@ def open_work(plan: Plan, site: SitePlan, origin: str) -> TrainingWork:
     Raises:
         CorpusError: the text is missing, empty or too short.
         ModelError: the base cannot be loaded.
-        SiteError: a further process of the site cannot do its part.
+        SiteError: a further process of the site cannot do its part, or a pool.json was altered.
     """
+    copies = copies_of(plan, site)
     splits = read_split(plan, site.text, site.language)
     crew = Crew(plan, site, origin) if site.processes > 1 else None
     device = best_device() if crew is None else crew.start()
-    return TrainingWork(plan, site, site_base(plan, site, origin, device), splits, crew)
+    return TrainingWork(plan, site, site_base(plan, site, origin, device), splits, copies, crew)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from boli.codec.sparse import SparseCodec
 from boli.codec.support import Support
 from boli.durable import Generations
 from boli.rounds.transport import Joined, Stop
-from boli.rounds.update import Order, UpdateHeader, Verdict
+from boli.rounds.update import Copy, Order, UpdateHeader, Verdict, copies_digest
 from boli.site.node import Node
 
 
@@ -64,8 +64,8 @@ def order(sequence: int, steps: int = 4) -> Order:
     )
 
 
-def node(line: Line, folder: Path, **values: Any) -> Node:
-    work = Noting("gaya")
+def node(line: Line, folder: Path, copies: Sequence[Copy] = (), **values: Any) -> Node:
+    work = Noting("gaya", copies=copies)
     made = Node("gaya", line, work, Generations(folder), LAYOUT.digest, **values)
     made.run()
     return made
@@ -95,6 +95,22 @@ def test_newer_order_displaces_one_half_done(tmp_path: Path) -> None:
     line = Line(order(1), during={2: order(3)})
     node(line, tmp_path)
     assert [header.sequence for header, _ in line.sent] == [3]
+
+
+def test_order_to_a_node_before_with_other_text_is_left_to_come_again(tmp_path: Path) -> None:
+    """Whatever waited in a stream: nothing is trained on before the coordinator has noted it."""
+    first, second = (Copy(pool="a" * 32, version=n, taken=f"{n:032x}") for n in (1, 2))
+
+    def addressed(*copies: Copy) -> Order:
+        return order(1).model_copy(update={"copies": copies_digest(copies)})
+
+    line = Line(order(1), addressed(first), addressed(second, first))
+    node(line, tmp_path / "a", copies=[first, second])
+    assert len(line.sent) == 1
+    for early in (order(1), addressed(first), addressed(second)):
+        line = Line(early)
+        node(line, tmp_path / "b", copies=[first, second])
+        assert line.sent == []
 
 
 def test_what_a_codec_leaves_goes_with_the_next_update(tmp_path: Path) -> None:
