@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help setup demo check test faults edge flower fuzz bench docs clean
+.PHONY: help setup demo check test test-alone test-together faults edge flower long fuzz bench docs clean
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,8 +32,13 @@ $(VENV)-imports/.ready: constraints.txt
 	$(VENV)-imports/bin/python -m pip install --quiet --constraint constraints.txt import-linter
 	@touch $@
 
-test: setup ## every test but the long ones
-	$(BIN)/python -m pytest
+test: test-alone test-together ## every test but the long ones; make -j2 test runs two halves at once
+
+test-alone: setup # what one process does, and plans from end to end
+	$(BIN)/python -m pytest --ignore tests/contracts --ignore tests/faults
+
+test-together: setup # engines, and what goes wrong between processes
+	$(BIN)/python -m pytest tests/contracts tests/faults
 
 faults: setup ## 1,000 seeded kills of coordinator and sites, and 200 power cuts
 	$(BIN)/python -m pytest -m slow tests/faults --ignore tests/faults/test_edge.py
@@ -43,6 +48,9 @@ edge: setup ## runs over thin, broken lines, in network namespaces; needs root, 
 
 flower: setup ## the engines' contract and faults inside a real Flower federation; half an hour
 	$(BIN)/python -m pytest -m slow -k flower tests/contracts tests/faults
+
+long: setup ## other plans from end to end, more lies, all starter text; some minutes
+	$(BIN)/python -m pytest -m slow -k 'not flower' --ignore tests/faults
 
 fuzz: setup ## 1,000,000 mutations of frames, payloads and facts
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
@@ -55,6 +63,11 @@ bench: setup ## every published number; hours
 	$(BIN)/python benchmarks/thin_wire.py
 	$(BIN)/python benchmarks/dgc.py
 	$(BIN)/python benchmarks/language.py ../shared/data
+	$(BIN)/python benchmarks/personal_data.py
+	$(BIN)/python benchmarks/speech.py ../shared/data
+	$(BIN)/python benchmarks/dirty_text.py ../shared/data
+	$(BIN)/python benchmarks/near_duplicates.py ../shared/data
+	$(BIN)/python benchmarks/prepare.py ../shared/data
 	$(BIN)/python benchmarks/engines.py
 
 docs: setup ## the help of every command, for docs/reference/commands.md

@@ -64,6 +64,7 @@ class BareWork:
 
     rank = None
     num_lines: Mapping[str, Mapping[str, int]] = {"bho": {"train": 1}}
+    copies = ()  # of pools
 
     def __init__(self, entries: int) -> None:
         self.layout = self.full_layout = layout_of(entries)

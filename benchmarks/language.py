@@ -7,12 +7,16 @@ tuned_on        other text, on which the constants of corpus/language.py were ch
 few_lines       trained on 40 lines of each label, judged on the second half of the same files: five
                 labels, and naive Bayes nearly as weak as on the official test text
 in_domain       a random fifth of the development text, trained on the rest
+small_batches   adaptation to 60 to 400 lines of the judged and of the tuning sets: the same lines
+                of each language's file (translations in FLORES-200, NLLB-Seed and LoResMT), lines
+                drawn apart, or one language alone; means over draws
 batches         adaptation where a batch lacks labels, or is mostly in languages without a label
 hindi_in_awa    of the interface messages called Awadhi, those called Hindi
 speed           lines a second on one core
 
 F1 is macro, over the labels of a set, of the best of all five labels for each line, so that und
-does not hide an error; `macro_f1_und_wrong` counts und as an error. Adaptation is given the lines
+does not hide an error; `macro_f1_und_wrong` counts und as an error. `most_possible` is what a
+perfect judge of folded letters would get where languages share lines. Adaptation is given the lines
 of a set together, without labels. Nothing in it is random; seeds draw
 what is trained on: for `over_seeds`, 80 % of the development text.
 
@@ -22,6 +26,7 @@ python benchmarks/language.py DATA [--out FILE]
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -146,6 +151,58 @@ def compared(lines: Labeled, identifier: Identifier, bayes: NaiveBayes) -> dict[
         kind: round((1 - found[kind]["macro_f1"]) / errors, 3) for kind in ("trained", "adapted")
     }
     found["goal_half_of_the_errors"] = found["errors_left"]["adapted"] <= 0.5
+    return found
+
+
+def most_possible(lines: Labeled) -> float:
+    """Return the best macro-F1 of an answer that depends on the folded letters of a line alone."""
+    languages: dict[str, set[str]] = {}
+    for name, own in lines.items():
+        for line in own:
+            languages.setdefault(fold(line), set()).add(name)
+    shared = [form for form, names in languages.items() if len(names) > 1]
+    truth = [name for name, own in lines.items() for _ in own]
+    forms = [fold(line) for own in lines.values() for line in own]
+    found = []
+    for choice in itertools.product(lines, repeat=len(shared)):
+        told = dict(zip(shared, choice, strict=True))
+        answers = [told.get(form, name) for form, name in zip(forms, truth, strict=True)]
+        found.append(macro_f1(truth, answers))
+    return round(max(found), 4)
+
+
+def small_batches(sets: dict[str, Labeled], identifier: Identifier) -> dict[str, Any]:
+    rng = random.Random(4)
+    found: dict[str, Any] = {}
+    for name, lines in sets.items():
+        least = min(map(len, lines.values()))
+        draws: dict[str, list[Labeled]] = {"same_lines": [], "apart": []}
+        for size, _ in itertools.product((60, 120, 240, 400), SEEDS):
+            number = size // len(lines)
+            rows = rng.sample(range(least), number)
+            draws["same_lines"].append({n: [own[i] for i in rows] for n, own in lines.items()})
+            draws["apart"].append({n: rng.sample(own, number) for n, own in lines.items()})
+        for label, own in lines.items():
+            draws[f"{label}_alone"] = [{label: rng.sample(own, n)} for n in (60, 120, 240)]
+        found[name] = {kind: mean_of_draws(own, identifier) for kind, own in draws.items()}
+    return found
+
+
+def mean_of_draws(draws: Sequence[Labeled], identifier: Identifier) -> dict[str, dict[str, float]]:
+    """Return the mean F1, or the recall of one language alone, and the error of calibration."""
+    found = {}
+    for kind in ("trained", "adapted"):
+        scores, truths, answers = [], [], []
+        for lines in draws:
+            text, truth = flat(lines)
+            own = identifier.adapted(text) if kind == "adapted" else identifier
+            told = own.identify(text)
+            truths, answers = truths + truth, answers + told
+            result = figures(truth, told)
+            recall = result["recall"].get(truth[0], 0.0)
+            scores.append(recall if len(lines) == 1 else result["macro_f1"])
+        error = figures(truths, answers)["calibration_error"]
+        found[kind] = {"mean": round(statistics.mean(scores), 4), "calibration_error": error}
     return found
 
 
@@ -279,11 +336,20 @@ def main() -> None:
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "trained_on": {name: len(lines) for name, lines in dev.items()},
         "out_of_domain": {n: compared(lines, identifier, bayes) for n, lines in sets.items()},
+        "udhr_most_possible": most_possible(sets["udhr"]),
         "over_seeds": over_seeds(dev, sets),
         "tuned_on": {
             name: compared(lines, identifier, bayes)
             for name, lines in tuning_sets(options.data).items()
         },
+        "small_batches": small_batches(
+            {
+                "flores200": sets["flores200"],
+                "nllb_seed": sets["nllb_seed"],
+                **tuning_sets(options.data),
+            },
+            identifier,
+        ),
         "few_lines": few_lines(dev),
         "in_domain": in_domain(dev),
         "batches": batches(options.data, sets["flores200"], identifier),

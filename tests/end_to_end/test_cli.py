@@ -12,16 +12,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
+from boli.cli.main import app
 from boli.corpus.sources import read_split
 from boli.journal import RunInterrupted, read_journal
 from boli.plan_file import load_plan
+from boli.run import train
 
 
 def boli(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "boli.cli.main", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "250"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def checked(plan: Path, settings: str = "") -> Result:
+    """Return what `boli check` says, without a process that loads all libraries again."""
+    return CliRunner().invoke(app, ["check", str(plan), *sets(settings)], env={"COLUMNS": "250"})
 
 
 def sets(settings: str) -> list[str]:
@@ -141,13 +150,13 @@ def test_check_prints_sizes_bytes_memory_and_time(plan_file: Path) -> None:
 
 def test_check_tells_what_a_sparse_codec_and_a_thin_line_make_of_a_round(plan_file: Path) -> None:
     settings = "codec.name=sparse codec.density=0.01 site.gaya.link_mbits=0.1"
-    done = boli("check", plan_file, *sets(settings))
-    assert done.returncode == 0, done.stderr
+    done = checked(plan_file, settings)
+    assert done.exit_code == 0, done.output
     rows = {cells[0]: cells for cells in map(str.split, done.stdout.splitlines()) if cells}
     assert "on its line" in done.stdout
     assert rows["arrah"][-1] == "–"
     assert rows["gaya"][-1] in ("ms", "s")
-    dense = boli("check", plan_file).stdout
+    dense = checked(plan_file).stdout
     (before,) = (line.split() for line in dense.splitlines() if line.split()[:1] == ["gaya"])
     assert rows["gaya"][7] == "B"  # hundreds of bytes a round, where dense takes thousands
     assert before[7] == "kB"
@@ -157,8 +166,8 @@ def test_check_tells_what_a_public_support_makes_of_a_round(plan_file: Path) -> 
     sizes = []
     for bits in (4, 8):
         settings = f"codec.name=public codec.density=0.5 codec.value_bits={bits}"
-        done = boli("check", plan_file, *sets(settings))
-        assert done.returncode == 0, done.stderr
+        done = checked(plan_file, settings)
+        assert done.exit_code == 0, done.output
         (row,) = (line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["gaya"])
         assert row[7] == "kB"
         sizes.append(float(row[6]))
@@ -169,7 +178,9 @@ def test_check_tells_what_a_public_support_makes_of_a_round(plan_file: Path) -> 
 def test_interrupted_run_goes_on_and_ends_with_the_same_bits(
     tiny_plan_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    plan = tiny_plan_file(tmp_path, rounds={"total": 60, "local_steps": 4})
+    plan = tiny_plan_file(
+        tmp_path, rounds={"total": 60, "local_steps": 4}, evaluation={"every_rounds": 20}
+    )
     process = start("train", plan, "--runs", tmp_path / "runs")
     folder = wait_for_rounds(tmp_path / "runs", process, 5)
     process.send_signal(signal.SIGINT)
@@ -181,10 +192,9 @@ def test_interrupted_run_goes_on_and_ends_with_the_same_bits(
     assert not list(folder.glob("adapter/*"))
     resumed = boli("train", "--resume", folder.name, "--runs", tmp_path / "runs")
     assert resumed.returncode == 0, resumed.stderr
-    straight = boli("train", plan, "--runs", tmp_path / "straight")
-    assert straight.returncode == 0, straight.stderr
-    (other,) = (tmp_path / "straight").glob("*/adapter/adapter_model.safetensors")
-    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == other.read_bytes()
+    straight = train(load_plan(plan), runs=tmp_path / "straight")
+    adapters = [one / "adapter_model.safetensors" for one in (folder / "adapter", straight.adapter)]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
 @pytest.mark.timeout(120)
@@ -337,9 +347,16 @@ OTHER_SETTINGS = {
     "bf16": """
         model.local_steps.precision=bf16 rounds.outer.name=nesterov rounds.total=4""",
 }
+ALWAYS = ("sparse",)  # the others take 20 s each, and their parts have tests of their own
 
 
-@pytest.mark.parametrize("settings", OTHER_SETTINGS.values(), ids=OTHER_SETTINGS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(settings, id=name, marks=[] if name in ALWAYS else [pytest.mark.slow])
+        for name, settings in OTHER_SETTINGS.items()
+    ],
+)
 def test_other_settings_train_too_and_their_adapter_is_what_was_judged(
     plan_file: Path, tmp_path: Path, settings: str
 ) -> None:

@@ -11,7 +11,7 @@ from federation import SITES, Federation, check_same_as_local, settings_of, wait
 from boli.journal import SiteJoined, read_journal
 from boli.run import list_runs
 
-ROUNDS = 3
+ROUNDS = 2
 
 
 @pytest.fixture

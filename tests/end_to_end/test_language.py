@@ -70,7 +70,7 @@ def test_evaluation_prints_scores_confusion_and_calibration(folder: Path) -> Non
         (("train", "bho=none.txt", "mag=new.txt", "--out", "x"), 11, "no text at"),
         (("train", "bad.tsv", "--out", "x"), 11, "line 2 of"),
         (("identify", "m", "empty.txt"), 11, "holds no text"),
-        (("identify", "village.txt", "new.txt"), 16, "not a whole file"),
+        (("identify", "village.txt", "new.txt"), 16, "make it again with boli language train"),
         (("evaluate", "none", "judged.tsv"), 16, "none"),
     ],
 )

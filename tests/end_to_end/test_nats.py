@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,11 +22,14 @@ from boli.engine.identities import Address
 from boli.engine.nats import NatsTransport
 from boli.engine.nats_server import reserved_bytes
 from boli.errors import StorageError
+from boli.journal import CopyRead, read_journal
 from boli.plan import Plan
+from boli.pool.pins import PIN, Pin, runs_with
 from boli.rounds.update import Release
 from boli.run import Run, list_runs
 
 ROUNDS = 3
+FIRST, SECOND = "1" * 32, "2" * 32  # copies of a pool
 
 
 def boli(*words: object) -> list[str]:
@@ -53,18 +58,29 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         os.kill(int((tmp_path / "coordinator/server.pid").read_text()), signal.SIGKILL)
 
 
+def leave_pin(folder: Path, taken: str, version: int) -> None:
+    """Make a folder a copy of a pool, as `boli pool get` leaves one."""
+    pin = Pin("a" * 32, str(folder), version, taken, "mag", "IN-BR", 160, "b" * 64)
+    (folder / PIN).write_text(json.dumps(asdict(pin)))
+
+
 @pytest.mark.timeout(280)
 def test_plan_over_nats_ends_with_the_bits_of_the_local_engine(
     tiny_plan_file: Callable[..., Path],
     start: Callable[..., subprocess.Popen[bytes]],
     tmp_path: Path,
 ) -> None:
-    """Also where the coordinator is killed in between, and one site's machine."""
+    """Also where the coordinator is killed in the middle of a round, and one site's machine.
+
+    That site reads a copy of a pool, and after its restart a newer one. The coordinator
+    never sees its folder, and knows of both. The other site comes last: no version is made
+    without it, so that however quick the machine is, the run is not over before.
+    """
     plan, address = tiny_plan_file(tmp_path), f"127.0.0.1:{free_port()}"
     settings = ("--set", f"rounds.total={ROUNDS}", "--set", "engine.threads_per_site=1")
     told = ("coordinator", plan, "--listen", address, *settings)
     coordinator = start("coordinator", *told)
-    sites = {}
+    sites = dict[str, subprocess.Popen[bytes]]()
     for site in SITES:
         while not (tmp_path / "coordinator").exists():
             time.sleep(0.1)
@@ -76,8 +92,14 @@ def test_plan_over_nats_ends_with_the_bits_of_the_local_engine(
             check=False,
         )
         assert invited.returncode == 0, invited.stderr
-        joining = ("join", f"{site}.boli", "--data", tmp_path, "--state", tmp_path / site)
-        sites[site] = start(site, *joining)
+        data = tmp_path / "data" / site
+        data.mkdir(parents=True)
+        for text in ("bho.txt", "mag.txt"):
+            (data / text).write_bytes((tmp_path / text).read_bytes())
+
+    def join(site: str) -> None:
+        data, state = tmp_path / "data" / site, tmp_path / site
+        sites[site] = start(site, "join", f"{site}.boli", "--data", data, "--state", state)
 
     def wait_for(sign: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 120
@@ -90,12 +112,17 @@ def test_plan_over_nats_ends_with_the_bits_of_the_local_engine(
         journals = list(tmp_path.glob("runs/*/journal.jsonl"))
         return any(path.read_text().count(f'"{kind}"') >= number for path in journals)
 
-    wait_for(lambda: has(1, "round_stepped"))
+    leave_pin(tmp_path / "data" / "gaya", FIRST, 3)
+    join("gaya")
+    wait_for(lambda: has(1, "update_accepted"))
     os.killpg(coordinator.pid, signal.SIGKILL)
     os.killpg(sites["gaya"].pid, signal.SIGKILL)
+    assert not has(1, "round_stepped")
     coordinator = start("coordinator", *told)
-    again = ("join", "gaya.boli", "--data", tmp_path, "--state", tmp_path / "gaya")
-    sites["gaya"] = start("gaya", *again)
+    leave_pin(tmp_path / "data" / "gaya", SECOND, 4)
+    join("gaya")
+    wait_for(lambda: has(2, "copy_read"))
+    join("arrah")
     wait_for(lambda: coordinator.poll() is not None)
     (run,) = list_runs(tmp_path / "runs")
     assert run.finished, (tmp_path / "coordinator.log").read_text()
@@ -106,6 +133,18 @@ def test_plan_over_nats_ends_with_the_bits_of_the_local_engine(
         assert sites[site].wait(20) == 0
         assert "is over" in (tmp_path / f"{site}.log").read_text()
     assert Run(run.folder).adapter.is_dir()
+    facts = [entry.event for entry in read_journal(run.folder / "journal.jsonl")]
+    copies = [fact for fact in facts if isinstance(fact, CopyRead)]
+    assert [(fact.site, fact.taken, fact.version) for fact in copies] == [
+        ("gaya", FIRST, 3),
+        ("gaya", SECOND, 4),
+    ]
+    assert str(tmp_path) not in " ".join(map(str, copies))
+    for taken, version in ((FIRST, 3), (SECOND, 4)):
+        named = {run.id: version}
+        assert runs_with(tmp_path / "runs", {taken: version}) == named
+        assert runs_with(tmp_path / "gaya" / "runs", {taken: version}) == named
+        assert runs_with(tmp_path / "arrah" / "runs", {taken: version}) == {}
 
 
 def test_server_reserves_just_what_the_coordinator_makes_room_for(

@@ -191,6 +191,7 @@ async def misbehave(fort: Fort, site: str) -> None:
             for shape in ([2**200], [-1], ["x"]):
                 await guest.join(layout=[["a", shape, "rows"]])
             await guest.join(num_lines={f"{n}": {} for n in range(5000)})
+            await guest.join(copies=[{"pool": "a" * 32, "version": 1, "taken": "../runs"}])
         case _:
             await guest.join()
     match site:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from boli.journal import SiteLeft, read_journal
+from boli.plan_file import load_plan
+from boli.run import Run, list_runs, train
 
 pytest.importorskip("accelerate", reason="needs the extra boli[cluster]")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
@@ -49,19 +51,20 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) 
         time.sleep(0.005)
 
 
-def train(plan: Path, runs: Path, *, kill: bool) -> Path:
-    """Run to the end; if asked, kill the worker and then, after some more rounds, the node."""
+def train_and_kill(plan: Path, folder: Path) -> Run:
+    """Run to the end; kill the worker on the way and then, after some more rounds, the node."""
+    runs = folder / "runs"
+    runs.mkdir()
     command = [sys.executable, "-m", "boli.cli.main", "train", str(plan), "--runs", str(runs)]
     with (runs / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        if kill:
-            _kill_one_after_the_other(runs, process)
+        _kill_one_after_the_other(runs, process)
         assert process.wait(PATIENCE_SECONDS) == 0, (runs / "log").read_text()
     finally:
         process.kill()
-    (report,) = runs.glob("*/report.json")
-    return report.parent
+    (run,) = list_runs(runs)
+    return run
 
 
 def _kill_one_after_the_other(runs: Path, process: subprocess.Popen[bytes]) -> None:
@@ -96,17 +99,12 @@ def test_run_ends_with_the_same_bits_where_a_worker_and_a_node_were_killed(
         model={"local_steps": steps},
         evaluation={"every_rounds": 50, "max_lines": 2},
     )
-    folders = []
-    for kill in (False, True):
-        runs = tmp_path / str(kill)
-        runs.mkdir()
-        folders.append(train(plan, runs, kill=kill))
-    undisturbed, killed = (
-        (folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in folders
-    )
-    assert killed == undisturbed
-    journal = [entry.event for entry in read_journal(folders[1] / "journal.jsonl")]
+    undisturbed = train(load_plan(plan), runs=tmp_path / "undisturbed")
+    killed = train_and_kill(plan, tmp_path)
+    adapters = [one / "adapter_model.safetensors" for one in (undisturbed.adapter, killed.adapter)]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    journal = [entry.event for entry in read_journal(killed.folder / "journal.jsonl")]
     left = [event.reason for event in journal if isinstance(event, SiteLeft)]
     assert left == ["exit code 20", "signal 9"]
-    log = next(folders[1].rglob("arrah.log")).read_text()
+    log = next(killed.folder.rglob("arrah.log")).read_text()
     assert "process 1 of the site ended (signal 9)" in log

@@ -1,8 +1,10 @@
-"""boli: train, check, evaluate, report, runs, demo, language, and sites elsewhere (fleet.py)."""
+"""boli: train, check, evaluate, report, runs, demo; the other commands are in their own files."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +13,7 @@ import typer
 import typer.core
 
 import boli
-from boli.cli import fleet, flower, language
+from boli.cli import fleet, flower, language, pool, prepare, speech
 from boli.cli.doctor import doctor
 from boli.errors import BoliError, CorpusError, RunError
 
@@ -200,11 +202,18 @@ app.command(
     short_help="At a site: look at all that it needs, and say what to do.",
 )(doctor)
 flower.register(app)
+prepare.register(app)
 language.register(app)
+speech.register(app)
+pool.register(app)
 
 
 def main() -> None:
-    """Run the command line; a BoliError becomes its message and its exit code."""
+    """Run the command line; a BoliError becomes its message and its exit code.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
     # It warns of missing kernels wherever it is installed, also when nothing is quantized.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # It warns of a return value inside its own TLS streams whenever a server closes a connection.
@@ -221,5 +230,22 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
+def script() -> None:
+    """Be the process of one command: run it, and end the process with its exit code.
+
+    Nothing else may run in this process: after an error it ends at once, without `atexit`, where
+    deltalake is loaded, whose threads can abort it while the interpreter is taken down.
+    """
+    try:
+        main()
+    except SystemExit as ended:
+        if "deltalake" not in sys.modules or not isinstance(ended.code, int) or ended.code == 0:
+            raise
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                stream.flush()
+        os._exit(ended.code)
+
+
 if __name__ == "__main__":
-    main()
+    script()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -201,20 +201,34 @@ def watched(plan: Plan) -> Iterator[Watch]:
     watch = Watch(console)
     watch.begin(plan)
 
-    def interrupt(_: int, __: FrameType | None) -> None:
-        if watch.stopping:
-            raise KeyboardInterrupt
+    def stop() -> None:
         watch.stopping = True
-        console.print("stopping; what is done is kept")
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, interrupt) for number in numbers]
-    try:
+    with interruptible(console, stop):
         if console.is_terminal:
             with Live(watch, console=console, refresh_per_second=4):
                 yield watch
         else:
             yield watch
+
+
+@contextlib.contextmanager
+def interruptible(console: Console, stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at the first Ctrl-C or SIGTERM; the second one ends what goes on."""
+    asked = False
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        stop()
+        console.print("stopping; what is done is kept")
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, interrupt) for number in numbers]
+    try:
+        yield
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

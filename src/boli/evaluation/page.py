@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boli.evaluation.plots import NUM_COLORS, plots
 from boli.evaluation.units import bits, count, duration, percent, size, utc
+
+if TYPE_CHECKING:
+    import jinja2
 
 Figures = Mapping[str, Any]
 
@@ -19,8 +22,8 @@ TRAINED = {
 }
 
 
-def page(figures: Figures) -> str:
-    """Return the page of a run; `figures` are those of report.json."""
+def templates() -> jinja2.Environment:
+    """Return the environment of all pages: HTML in values is escaped, and numbers are worded."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -37,8 +40,14 @@ def page(figures: Figures) -> str:
         "percent": percent,
         "size": size,
         "utc": utc,
-        "verdict": verdict,
     }
+    return environment
+
+
+def page(figures: Figures) -> str:
+    """Return the page of a run; `figures` are those of report.json."""
+    environment = templates()
+    environment.filters["verdict"] = verdict
     colors = {code: f"series{k % NUM_COLORS}" for k, code in enumerate(figures["languages"])}
     tested = [each["before"]["test"] for each in figures["languages"].values()]
     tested += [each["after"]["test"] for each in figures["languages"].values()]
@@ -67,8 +76,8 @@ def summary(figures: Figures) -> Iterator[str]:
     what = TRAINED.get(settings["model"]["adapter"]["kind"], "an adapter")
     ours = [code for code, each in figures["languages"].items() if each["role"] == "site"]
     yield (
-        f"{_plural(len(sites), 'site')} trained {what} of {count(figures['num_entries'])} entries "
-        f"in {_listed(ours)}, over {_plural(figures['version'], 'round')} and "
+        f"{plural(len(sites), 'site')} trained {what} of {count(figures['num_entries'])} entries "
+        f"in {listed(ours)}, over {plural(figures['version'], 'round')} and "
         f"{count(figures['tokens'])} tokens."
     )
     total = settings["rounds"]["total"]
@@ -94,13 +103,13 @@ def _outcome(figures: Figures, ours: Sequence[str]) -> Iterator[str]:
     mean = figures["mean"]
     benched = [name for name, site in figures["sites"].items() if site["benched"]]
     if benched:
-        who = f"Site{'s' if len(benched) > 1 else ''} {_listed(benched)}"
+        who = f"Site{'s' if len(benched) > 1 else ''} {listed(benched)}"
         yield f"{who} got no more orders, as updates were refused again and again."
     if mean["change_percent"] is None:
         yield "No test part has been judged since, so there is no gain to tell of yet."
         return
     each = {code: figures["languages"][code]["change_percent"] for code in mean["languages"]}
-    over = "these languages" if len(each) == len(ours) else f"{_listed(list(each))} alone"
+    over = "these languages" if len(each) == len(ours) else f"{listed(list(each))} alone"
     yield (
         f"{f'On average over {over}' if len(ours) > 1 else 'There'}, a byte of text that no site "
         f"trained on took {bits(mean['before'])} bits before and takes {bits(mean['after'])} "
@@ -108,7 +117,7 @@ def _outcome(figures: Figures, ours: Sequence[str]) -> Iterator[str]:
     )
     worse = [code for code, change in each.items() if change >= 0.05]
     if worse and len(each) > 1:
-        yield f"Not every language gained: {_listed(worse)} became worse."
+        yield f"Not every language gained: {listed(worse)} became worse."
 
 
 def _forgotten(base: Figures) -> str:
@@ -122,11 +131,11 @@ def _forgotten(base: Figures) -> str:
     )
 
 
-def _plural(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
     return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1])] * (len(names) > 1) + [*names[-1:]])
 
 
