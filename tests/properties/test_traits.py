@@ -6,6 +6,7 @@ import sys
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -82,7 +83,9 @@ def test_without_a_trait_nothing_is_changed(text: str) -> None:
 @given(st.lists(TEXT, max_size=6), st.sampled_from(["", "urd"]))
 def test_many_at_once_are_as_one_by_one(texts: list[str], language: str) -> None:
     assert traits_of(texts).tolist() == [traits_of([text])[0] for text in texts]
-    assert normalize_all(texts, language) == [normalize(text, language) for text in texts]
+    normal, traits = normalize_all(texts, language, traits_of(texts))
+    assert normal == [normalize(text, language) for text in texts]
+    assert ((traits ^ traits_of(normal)) & ~np.uint8(MARKUP)).tolist() == [0] * len(texts)
     assert shapes_of(texts) == [shape_of(text) for text in texts]
     assert [main_script(t, shape_of(t)) for t in texts] == list(map(script_of, texts))
 
@@ -112,7 +115,7 @@ def test_in_real_text_nothing_is_missed(corpora: Path) -> None:
     for name in ("i18n", "dirty", "mono"):
         for path in sorted((corpora / name).rglob("*.t*")):
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[:3000]
-            assert normalize_all(lines, "hin") == [normalize(line, "hin") for line in lines]
+            assert normalize_all(lines, "hin")[0] == [normalize(line, "hin") for line in lines]
             for line, trait, shape in zip(
                 lines, traits_of(lines).tolist(), shapes_of(lines), strict=True
             ):

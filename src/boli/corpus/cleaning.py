@@ -14,10 +14,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import numpy as np
+
 from boli.corpus import pii, quality
 from boli.corpus.consent import Consent
 from boli.corpus.documents import Document
-from boli.corpus.drafts import Draft, look, without
+from boli.corpus.drafts import Draft, look, traits_now, without
 from boli.corpus.facts import Facts
 from boli.corpus.lines import clean_lines
 from boli.corpus.markup import strip_markup
@@ -25,7 +27,7 @@ from boli.corpus.normalize import normalize_all
 from boli.corpus.record import Dropped, Record, content_hash, record_id
 from boli.corpus.shape import main_script
 from boli.corpus.signatures import fingerprints
-from boli.corpus.traits import MARKUP, traits_of
+from boli.corpus.traits import MARKUP
 from boli.errors import BoliError, CorpusError
 
 if TYPE_CHECKING:
@@ -148,8 +150,7 @@ class Cleaner:
             if watch is not None:
                 watch(name, going)
         kept = [draft for draft in drafts if not draft.reason]
-        texts = [draft.text for draft in kept]
-        prints = self._step("fingerprints", facts, lambda: fingerprints(texts))
+        prints = self._step("fingerprints", facts, partial(self._fingerprints, kept))
         records = [
             self._record(draft, signature)
             for draft, (_, signature) in zip(kept, prints, strict=True)
@@ -222,10 +223,9 @@ class Cleaner:
             yield f"t={begin:.1f},{end:.1f}", " ".join(said)
 
     def _markup(self, drafts: Sequence[Draft]) -> None:
-        traits = traits_of([draft.text for draft in drafts]).tolist()
         suspects = [
             draft
-            for draft, trait in zip(drafts, traits, strict=True)
+            for draft, trait in zip(drafts, traits_now(drafts), strict=True)
             # Of three lines or more, which may have been wrapped, there are few.
             if trait & MARKUP or draft.text.count("\n") > 1
         ]
@@ -241,19 +241,22 @@ class Cleaner:
             self._each(lambda draft: self._normalize_all([draft]))(drafts)
 
     def _normalize_all(self, drafts: Sequence[Draft]) -> None:
-        texts = normalize_all([draft.text for draft in drafts], self.settings.language)
-        for draft, text in zip(drafts, texts, strict=True):
-            draft.text = text
+        known = np.array(traits_now(drafts), np.uint8)
+        texts, traits = normalize_all([d.text for d in drafts], self.settings.language, known)
+        for draft, text, trait in zip(drafts, texts, traits.tolist(), strict=True):
+            draft.text = draft.looked_at = text
+            draft.traits = trait
 
     def _lines(self, facts: Facts, drafts: Sequence[Draft]) -> None:
         look(drafts, [draft.text for draft in drafts])
 
         def clean(draft: Draft) -> None:
             cleaned = clean_lines(draft.text, script=self.settings.script, shape=draft.shape)
-            facts.lines.update(cleaned.dropped)
+            if cleaned.dropped:
+                facts.lines.update(cleaned.dropped)
+                draft.text = cleaned.text
             if cleaned.reason:
                 draft.drop(cleaned.reason, "no line is left")
-            draft.text = cleaned.text
 
         self._each(clean)(drafts)
 
@@ -288,10 +291,11 @@ class Cleaner:
     def _personal(self, drafts: Sequence[Draft]) -> None:
         changed = [draft for draft in drafts if draft.bare != draft.text]
         look(changed, [draft.text for draft in changed])
-        traits = traits_of([draft.text for draft in drafts]).tolist()
-        for draft, trait in zip(drafts, traits, strict=True):
-            draft.traits = trait
-        suspects = [draft for draft in drafts if pii.may_find(draft.traits, draft.shape.digits)]
+        suspects = [
+            draft
+            for draft, trait in zip(drafts, traits_now(drafts), strict=True)
+            if pii.may_find(trait, draft.shape.digits)
+        ]
         self._each(self._replace)(suspects)
         look(suspects, [draft.bare for draft in suspects])
 
@@ -300,6 +304,9 @@ class Cleaner:
         draft.bare = without(draft.text, replaced.spans)
         draft.text = replaced.text
         draft.personal = {kind: number for kind, number in replaced.counts.items() if kind != "URL"}
+
+    def _fingerprints(self, drafts: Sequence[Draft]) -> list[tuple[bytes, bytes]]:
+        return fingerprints([draft.text for draft in drafts], traits=traits_now(drafts))
 
     def _record(self, draft: Draft, signature: bytes) -> Record:
         """Return the record, with nothing allowed: what its source says is put in at the end."""

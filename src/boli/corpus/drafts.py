@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from boli.corpus.pii_fold import Span
 from boli.corpus.shape import EMPTY, Shape, shapes_of
+from boli.corpus.traits import traits_of
 
 if TYPE_CHECKING:
     from boli.corpus.language import Answer
@@ -26,7 +27,8 @@ class Draft:
     script: str = ""
     bare: str = ""  # without personal data and addresses, whose letters say nothing of the rest
     shape: Shape = EMPTY  # of what is bare
-    traits: int = 0  # of the text as the step found it
+    traits: int = 0  # of the text that was looked at last
+    looked_at: str | None = None
     personal: dict[str, int] = field(default_factory=dict)
     reason: str = ""  # why it is dropped
     detail: str = ""
@@ -34,6 +36,14 @@ class Draft:
     def drop(self, reason: str, detail: str = "") -> None:
         """Give the document up."""
         self.reason, self.detail = reason, detail
+
+
+def traits_now(drafts: Sequence[Draft]) -> list[int]:
+    """Return the traits of each text; only those are looked at that were changed meanwhile."""
+    changed = [draft for draft in drafts if draft.looked_at is not draft.text]
+    for draft, traits in zip(changed, traits_of([d.text for d in changed]).tolist(), strict=True):
+        draft.looked_at, draft.traits = draft.text, traits
+    return [draft.traits for draft in drafts]
 
 
 def look(drafts: Sequence[Draft], texts: Sequence[str]) -> None:

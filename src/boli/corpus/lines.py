@@ -110,6 +110,8 @@ def _mark_repeated(lines: Sequence[str], reasons: list[str]) -> None:
 
 def _mark_menus(lines: Sequence[str], reasons: list[str]) -> None:
     """Mark runs of lines of few words without the end of a sentence; empty lines may be within."""
+    if len(lines) < _MENU_LINES:
+        return
     run: list[int] = []
     num_words = 0
     for place, line in enumerate([*lines, "a line of words that ends a run."]):

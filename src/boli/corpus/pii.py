@@ -48,6 +48,8 @@ KINDS = (
     "PHONE",
     "NAME",
 )
+# As they stand in a text that is not folded: a dash or space of any kind between.
+_CAPITAL_AND_DIGIT = re.compile(r"[A-Z\uff21-\uff3a][^\w\n]{0,2}\d")
 _PLACEHOLDER = re.compile(rf"<({'|'.join(KINDS)})_(\d{{1,9}})>", re.ASCII)
 
 
@@ -92,9 +94,10 @@ def find(
     Raises:
         CorpusError: the name finder returns a span that is not in the text.
     """
-    folded = Folded(text) if _gate().search(text) else None
+    has_address = bool(traits & ADDRESS and _gate().search(text))
+    folded = Folded(text) if has_address or _may_have_number(text) else None
     if folded:
-        if traits & ADDRESS:
+        if has_address:
             _addresses(folded)
         _numbers(folded, bool(traits & CAPITAL))
     if names is not None:
@@ -128,6 +131,8 @@ def replace(
             f"the kinds are {', '.join(KINDS)}",
         )
     spans = find(text, names, traits)
+    if not spans:
+        return Replaced(text, ())
     used = Counter[str]()
     for kind, number in _PLACEHOLDER.findall(text):
         used[kind] = max(used[kind], int(number))
@@ -150,6 +155,11 @@ def _addresses(folded: Folded) -> None:
     folded.claim(emails(folded.text))
     folded.claim(upi_addresses(folded.text))
     folded.claim(bare_urls(folded.text))
+
+
+def _may_have_number(text: str) -> bool:
+    """Say whether a text that is not folded may have what `_numbers` looks for."""
+    return bool(MANY_DIGITS.search(text) or _CAPITAL_AND_DIGIT.search(text))
 
 
 def _numbers(folded: Folded, has_capitals: bool) -> None:

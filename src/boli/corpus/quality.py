@@ -263,7 +263,8 @@ def _list(case: _Case) -> str:
 def _repeated_lines(case: _Case) -> str:
     if "\n" not in case.text:
         return ""
-    counts = Counter(line for line in case.text.split("\n") if line.strip())
+    lines = [line for line in case.text.split("\n") if line.strip()]
+    counts = Counter(lines) if len(set(lines)) < len(lines) else {}
     again = sum((count - 1) * len(line) for line, count in counts.items() if count > 1)
     share = again / len(case.text)
     return f"{share:.0%} of the text" if share > case.rules.most_repeated_lines else ""

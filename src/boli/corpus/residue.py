@@ -16,8 +16,9 @@ from boli.corpus.normalize import normalize
 from boli.corpus.script import letters_of, table
 from boli.corpus.shape import Shape
 
-_MARKUP_SIGNS = "<$%\\&=;"
-_BRACKETS, _TWO_BRACKETS = "{}[]", ("{{", "}}", "[[", "]]", "{|", "|}", "'''")
+_MARKUP_SIGNS = "<$%\\&=;{}[]"
+# What is markup without a Latin letter has one of these.
+_WITHOUT_LATIN = ("<!", "$", "&", "---", '="', "{{", "}}", "[[", "]]", "{|", "|}", "'''")
 # With what stands for i, s and k where case is ignored.
 _LATIN = re.compile("[A-Za-z\u0130\u0131\u017f\u212a]")
 _LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
@@ -37,11 +38,9 @@ def boilerplate_share(text: str) -> float:
 
 def may_be_marked(text: str) -> bool:
     """Say whether `markup_share` has to look closely."""
-    if _has_any(text, _MARKUP_SIGNS):
-        return True
-    if not _has_any(text, _BRACKETS):
+    if not _has_any(text, _MARKUP_SIGNS):
         return False
-    return _has_any(text, _TWO_BRACKETS) or bool(_LATIN.search(text))
+    return _has_any(text, _WITHOUT_LATIN) or bool(_LATIN.search(text))
 
 
 def markup_share(text: str) -> float:

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +33,7 @@ _POINTS: Final = 0x20000  # planes 0 and 1; what lies behind counts as a letter 
 _MOST_KINDS: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """Counts of one text, in code points where nothing else is said."""
 
     length: int
@@ -46,15 +44,11 @@ class Shape:
     latin_1: int  # signs and letters of U+0080-00FF
     loose: int  # marks without a letter before them, and two vowel signs in a row
     letters: dict[str, int]  # by script, ISO 15924
+    num_letters: int  # of all scripts, marks not counted
     words: tuple[int, ...]  # letters and marks of each word
 
-    @property
-    def num_letters(self) -> int:
-        """Letters of all scripts, marks not counted."""
-        return sum(self.letters.values())
 
-
-EMPTY: Final = Shape(0, 0, 0, 0, 0, 0, 0, {}, ())
+EMPTY: Final = Shape(0, 0, 0, 0, 0, 0, 0, {}, 0, ())
 
 
 def shape_of(text: str) -> Shape:
@@ -80,10 +74,18 @@ def shapes_of(texts: Sequence[str]) -> list[Shape]:
     edges = np.flatnonzero(np.diff(_in_words(found), prepend=np.int8(0), append=np.int8(0)))
     words = (edges[1::2] - edges[::2]).tolist()
     ends = np.searchsorted(edges[::2], starts + lengths, "right").tolist()
-    letters = [(names[i], counts[:, LETTER + i].tolist()) for i in _used(counts, len(names))]
+    of_scripts = counts[:, LETTER : LETTER + len(names)]
+    used = np.flatnonzero(of_scripts.any(0)).tolist()
+    letters = [(names[i], of_scripts[:, i].tolist()) for i in used]
     firsts = [0, *ends[:-1]]
     columns = zip(
-        lengths.tolist(), counts[:, :LETTER].tolist(), loose.tolist(), firsts, ends, strict=True
+        lengths.tolist(),
+        counts[:, :LETTER].tolist(),
+        of_scripts.sum(1).tolist(),
+        loose.tolist(),
+        firsts,
+        ends,
+        strict=True,
     )
     return [
         Shape(
@@ -95,16 +97,11 @@ def shapes_of(texts: Sequence[str]) -> list[Shape]:
             latin_1=count[LATIN_1],
             loose=num_loose,
             letters={name: of_each[row] for name, of_each in letters if of_each[row]},
+            num_letters=num_letters,
             words=tuple(words[first:end]),
         )
-        for row, (length, count, num_loose, first, end) in enumerate(columns)
+        for row, (length, count, num_letters, num_loose, first, end) in enumerate(columns)
     ]
-
-
-def _used(counts: NDArray[np.int64], num_scripts: int) -> list[int]:
-    """Return the scripts that letters of some text are of."""
-    there = counts[:, LETTER : LETTER + num_scripts].any(0)
-    return np.flatnonzero(there).tolist()
 
 
 def _in_words(found: NDArray[np.uint8]) -> NDArray[np.int8]:

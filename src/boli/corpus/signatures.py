@@ -63,11 +63,16 @@ def signature_of(
     return [signature for _, signature in fingerprints(texts, seed)]
 
 
-def fingerprints(texts: Sequence[str], seed: int = 0) -> list[tuple[bytes, bytes]]:
+def fingerprints(
+    texts: Sequence[str],
+    seed: int = 0,
+    traits: Sequence[int] | None = None,  # of the texts, where they are known (traits.py)
+) -> list[tuple[bytes, bytes]]:
     """Return of each text EXACT_BYTES, equal where normal forms are, and its signature."""
     found: list[tuple[bytes, bytes]] = []
+    traits = traits_of(texts).tolist() if traits is None else traits
     for part in _parts(texts):
-        codes, ends = _normal_forms(part)
+        codes, ends = _normal_forms(part, traits[len(found) : len(found) + len(part)])
         starts = np.r_[0, ends[:-1]]
         long = np.flatnonzero(ends - starts >= SHORTEST)
         signatures = [b""] * len(part)
@@ -153,11 +158,13 @@ def _counts() -> NDArray[np.bool_]:
     return counts
 
 
-def _normal_forms(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+def _normal_forms(
+    texts: Sequence[str], traits: Sequence[int]
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """Return the code points of sources.normal_form of all texts, and where each one ends."""
     lower = [
         unicodedata.normalize("NFKC", text).lower() if trait & _NO_FORM else text
-        for text, trait in zip(texts, traits_of(texts).tolist(), strict=True)
+        for text, trait in zip(texts, traits, strict=True)
     ]
     ends = np.cumsum([len(text) for text in lower])
     codes = np.frombuffer("".join(lower).encode("utf-32-le", "surrogatepass"), "<u4")
