@@ -197,17 +197,25 @@ class Guest:
         async def complain(error: Exception) -> None:
             self.complaints.append(str(error))
 
-        self.client = await nats.connect(
-            f"tls://{self.access.address}",
-            tls=trust(self.access),
-            tls_hostname=SERVER_NAME,
-            tls_handshake_first=True,
-            nkeys_seed_str=seed or self.access.seed,
-            inbox_prefix=inbox_of(self.access.name),
-            allow_reconnect=False,
-            connect_timeout=10,
-            error_cb=complain,
-        )
+        self.client = nats.NATS()
+        try:
+            await self.client.connect(
+                [f"tls://{self.access.address}"],
+                tls=trust(self.access),
+                tls_hostname=SERVER_NAME,
+                tls_handshake_first=True,
+                nkeys_seed_str=seed or self.access.seed,
+                inbox_prefix=inbox_of(self.access.name),
+                allow_reconnect=False,
+                connect_timeout=10,
+                error_cb=complain,
+            )
+        except BaseException:  # nats-py leaves the connection open
+            writer = getattr(self.client._transport, "_io_writer", None)
+            if writer is not None:
+                writer.transport.abort()
+            await self.leave()
+            raise
         # nats-py says nothing when the server's last word was lost, and only the end came.
         if not self.client.is_connected:
             await self.leave()
@@ -291,21 +299,27 @@ async def knock(access: Access, how: Knock, context: ssl.SSLContext) -> bytes:
         reader, writer = await asyncio.open_connection(
             *where, ssl=context, server_hostname=SERVER_NAME
         )
-        said = {"verbose": False, "pedantic": False, "lang": "x", "version": "1", "protocol": 1}
-        nonce = json.loads((await reader.readline()).removeprefix(b"INFO "))["nonce"]
-        if how == "unknown key":
-            seed = new_seed()
-            signed = nkeys.from_seed(bytearray(seed.encode())).sign(nonce.encode())
-            sig = base64.urlsafe_b64encode(signed).decode().rstrip("=")
-            said |= {"nkey": public_key(seed), "sig": sig}
-        writer.write(b"CONNECT " + json.dumps(said).encode() + b"\r\nPING\r\n")
     try:
+        if how in ("no key", "unknown key"):
+            writer.write(_greeting(await reader.readline(), how))
         if how == "silence":
             await asyncio.sleep(0.2)
             return b""
         return await asyncio.wait_for(reader.read(), 30.0)
     finally:
         writer.transport.abort()
+
+
+def _greeting(info: bytes, how: Knock) -> bytes:
+    """Return how a client without a key, or with its own, answers the server's first line."""
+    said = {"verbose": False, "pedantic": False, "lang": "x", "version": "1", "protocol": 1}
+    nonce = json.loads(info.removeprefix(b"INFO "))["nonce"]
+    if how == "unknown key":
+        seed = new_seed()
+        signed = nkeys.from_seed(bytearray(seed.encode())).sign(nonce.encode())
+        sig = base64.urlsafe_b64encode(signed).decode().rstrip("=")
+        said |= {"nkey": public_key(seed), "sig": sig}
+    return b"CONNECT " + json.dumps(said).encode() + b"\r\nPING\r\n"
 
 
 async def flood(access: Access, num: int, at_once: int) -> dict[str, int]:

@@ -184,8 +184,9 @@ class FlowerLink:
                 return
             line: Line = Connection(end.detach())
             begun[:] = [thread for thread in begun if thread.is_alive()]
-            begun.append(threading.Thread(target=self._answer, args=(line,), daemon=True))
-            begun[-1].start()
+            thread = threading.Thread(target=self._answer, args=(line,), daemon=True)
+            thread.start()
+            begun.append(thread)  # not before: whoever ends joins all of them
 
     def _answer(self, line: Line) -> None:
         """Carry out one exchange; a ClientApp that vanished costs nothing: a new line follows."""

@@ -14,7 +14,7 @@ import contextlib
 import random
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,7 @@ DIALS_AT_ONCE = 12
 SHORT_SECONDS = 2.0  # of a stop after which the old connection may as well go on
 REFUSED_SECONDS = 30.0  # after a key was refused: it may be a server that starts
 WATCH_SECONDS = 0.5
+FLUSH_SECONDS = 3  # for the last words on a line
 END_SECONDS = 4.0  # that a connection may take to be let go
 
 
@@ -60,6 +61,7 @@ class Line:
         self.key_refused = False  # when last tried
         self.changed = asyncio.Event()  # the connection came or went
         self._clients: set[Client] = set()  # also those that are still shaking hands
+        self._ending: set[asyncio.Task[None]] = set()  # or they would be forgotten
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="nats", daemon=True)
 
@@ -79,8 +81,16 @@ class Line:
             raise TransportError("the line is not tended any more", "start again; report this")
 
     def call(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
-        """Run a coroutine in the line's thread."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+        """Run a coroutine in the line's thread.
+
+        Raises:
+            TransportError: the line is closed.
+        """
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self.loop)
+        except RuntimeError:
+            work.close()
+            raise TransportError("the line is closed", "start again") from None
 
     def soon(self, work: Callable[[], object]) -> None:
         """Call a function in the line's thread."""
@@ -92,6 +102,8 @@ class Line:
         if self._thread.is_alive():
             self.soon(self._stopping.set)
             self._thread.join(5 * END_SECONDS)
+        elif self._thread.ident is None:  # it was never opened
+            self.loop.close()
 
     # In the line's thread
 
@@ -100,9 +112,11 @@ class Line:
         try:
             self.loop.run_until_complete(self._stay())
         finally:
-            self.loop.run_until_complete(self._end_all())
-            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-            self.loop.close()
+            try:
+                self.loop.run_until_complete(self._end_all())
+                self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            finally:
+                self.loop.close()
 
     async def _stay(self) -> None:
         stay = asyncio.ensure_future(self._connect_for_ever())
@@ -114,24 +128,23 @@ class Line:
         client, self.client = self.client, None
         if client is not None:
             with contextlib.suppress(*QUIET_ERRORS):
-                await asyncio.wait_for(client.drain(), 3.0)
+                await client.flush(FLUSH_SECONDS)
 
     async def _end_all(self) -> None:
-        """Cancel and let go until nothing is left: a task may begin others while it ends.
+        """Cancel until nothing is left, then let go of all connections.
 
-        Nor does every task end when cancelled: asyncio.wait_for forgets it where what it
-        waits for comes at the same moment.
+        A task may begin others while it ends. Nor does every task end when cancelled:
+        asyncio.wait_for forgets it where what it waits for comes at the same moment.
         """
         for _ in range(5):
             rest = asyncio.all_tasks() - {asyncio.current_task()}
+            if not rest:
+                break
             for task in rest:
                 task.cancel()
-            if rest:
-                await asyncio.wait(rest, timeout=END_SECONDS / 2)
-            for client in tuple(self._clients):
-                await abandon(client, self._clients)
-            if not rest:
-                return
+            await asyncio.wait(rest, timeout=END_SECONDS / 2)
+        for client in tuple(self._clients):
+            await abandon(client, self._clients)
 
     async def _connect_for_ever(self) -> None:
         found: Way | None = None
@@ -203,7 +216,6 @@ class Line:
             KeyRefusedError: the server does not know the key.
         """
         attempts: dict[asyncio.Task[Way], list[socket.socket]] = {}
-        found: list[Way] = []
         pause = DIAL_SECONDS
         try:
             while True:
@@ -219,24 +231,13 @@ class Line:
                     for attempt in done:
                         attempts.pop(attempt)
                         try:
-                            found.append(attempt.result())
-                            return found[0]
+                            return attempt.result()
                         except QUIET_ERRORS as error:
                             self._note(f"{self.access.address}: {reason_of(error)}")
                 await asyncio.sleep(max(0.0, until - self.loop.time()))
                 pause = min(LONGEST_DIAL_SECONDS, pause * 1.1)
         finally:
-            try:
-                for attempt in attempts:
-                    attempt.cancel()
-                rest = await asyncio.gather(*attempts, return_exceptions=True)
-                for way in rest:
-                    if isinstance(way, Way):
-                        await abandon(way.client, self._clients)
-            except asyncio.CancelledError:  # nobody wants it any more
-                for way in found:
-                    await abandon(way.client, self._clients)
-                raise
+            self._give_up(attempts)
 
     async def _watch(self, way: Way) -> Way | None:
         """Wait for the end of a connection; return a better one that came through instead."""
@@ -258,17 +259,22 @@ class Line:
                 # but on a line that always stops, none is better than the one there is.
                 is_short = self.loop.time() - since < SHORT_SECONDS or pulse.loses_much
                 if finding is not None and not stands and is_short:
-                    given_up, finding = finding, None
-                    await self._give_up(given_up)
+                    self._give_up([finding])
+                    finding = None
             return None
         finally:
             pulse.end()
             if finding is not None:
-                await self._give_up(finding)
+                self._give_up([finding])
 
-    async def _give_up(self, finding: asyncio.Task[Way]) -> None:
-        """End an attempt, and what it may have found in the meantime."""
-        finding.cancel()
-        (found,) = await asyncio.gather(finding, return_exceptions=True)
-        if isinstance(found, Way):
-            await abandon(found.client, self._clients)
+    def _give_up(self, attempts: Iterable[asyncio.Task[Way]]) -> None:
+        """End attempts, and let go of what they may have found by now; nobody waits for it."""
+        for attempt in attempts:
+            attempt.cancel()
+            attempt.add_done_callback(self._let_go)
+
+    def _let_go(self, attempt: asyncio.Task[Way]) -> None:
+        if not attempt.cancelled() and attempt.exception() is None:
+            task = asyncio.ensure_future(abandon(attempt.result().client, self._clients))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)

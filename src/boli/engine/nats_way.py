@@ -21,6 +21,7 @@ from boli.engine.identities import SERVER_NAME, Access, inbox_of
 from boli.engine.tcp import dial, limit_retries, tcp_info
 
 ENTER_SECONDS = 60  # each step of the handshake; ten round trips of a line with 3 s each way
+CLOSE_SECONDS = 2.0
 FAR_SECONDS = 86400
 PING_SECONDS = 60.0  # between words on an idle line
 LOSSY_PING_SECONDS = 8.0
@@ -63,6 +64,11 @@ class _OpenTransport(TcpTransport):  # type: ignore[misc]
     async def connect(self, uri: object, buffer_size: int, connect_timeout: int) -> None:  # noqa: ARG002
         streams = await asyncio.open_connection(sock=self.opened, limit=buffer_size)
         self._io_reader, self._io_writer = self._bare_io_reader, self._bare_io_writer = streams
+
+    async def wait_closed(self) -> None:
+        # Once a handshake has begun, the first writer does not hear of its end.
+        if self._io_writer is not self._bare_io_writer:
+            await super().wait_closed()
 
 
 @dataclass
@@ -142,16 +148,23 @@ def reason_of(error: BaseException) -> str:
 
 
 async def abandon(client: Client, clients: set[Client]) -> None:
-    """Let go of one of these connections at once: what its buffers hold will not get through."""
+    """Let go of one of these connections at once: what its buffers hold will not get through.
+
+    Once begun it goes on to its end, also where whoever began it is cancelled.
+    """
     transport = client._transport
     writer = getattr(transport, "_io_writer", None)
     if writer is not None:
         writer.transport.abort()
     elif isinstance(transport, _OpenTransport):
         transport.opened.close()
+    await asyncio.shield(asyncio.ensure_future(_close(client, clients)))
+
+
+async def _close(client: Client, clients: set[Client]) -> None:
     with contextlib.suppress(*QUIET_ERRORS):
-        await asyncio.wait_for(client.close(), 2.0)
-    clients.discard(client)  # and not before: what is cancelled here is for another to end
+        await asyncio.wait_for(client.close(), CLOSE_SECONDS)
+    clients.discard(client)
 
 
 def trust(authority: str) -> ssl.SSLContext:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import signal
 import socket
 import ssl
 import threading
@@ -18,7 +19,8 @@ from over_nats import free_port
 from boli.engine.identities import Access, Address, Identities, new_seed
 from boli.engine.nats_line import Line
 from boli.engine.nats_server import Server
-from boli.engine.nats_way import KeyRefusedError, Way
+from boli.engine.nats_way import KeyRefusedError, Way, enter
+from boli.errors import TransportError
 
 
 class Door:
@@ -92,7 +94,7 @@ class Stub:
         await asyncio.sleep(self.pause)
         self.num_closed += 1
 
-    async def drain(self) -> None:
+    async def flush(self, timeout: int) -> None:
         await asyncio.sleep(0)
 
 
@@ -106,10 +108,14 @@ async def nothing(_: object) -> None:
     pass
 
 
+def line_to(port: int) -> Line:
+    return Line(Access("arrah", Address("127.0.0.1", port), "", ""), nothing)
+
+
 def test_key_refused_while_a_connection_stands_still_is_told_and_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    line = Line(Access("arrah", Address("127.0.0.1", 1), "", ""), nothing)
+    line = line_to(1)
     ways = [stub_way()]
 
     async def find() -> Any:
@@ -131,23 +137,97 @@ def test_key_refused_while_a_connection_stands_still_is_told_and_tried_again(
     line.close()
 
 
-@pytest.mark.parametrize("pause", [0.0, 30.0])
-def test_connection_that_nobody_wants_any_more_is_let_go(pause: float) -> None:
-    line, way = Line(Access("arrah", Address("127.0.0.1", 1), "", ""), nothing), stub_way()
+@pytest.mark.parametrize("num_found", [0, 1, 5])
+def test_connections_that_nobody_wants_any_more_are_let_go(
+    monkeypatch: pytest.MonkeyPatch, num_found: int
+) -> None:
+    line, ways, calls = line_to(1), [], asyncio.Event()
 
-    async def find() -> Any:
-        await asyncio.sleep(pause)
-        return way
+    async def enter(_: object, sockets: object, clients: set[Any]) -> Way:
+        await (calls.wait() if num_found else asyncio.sleep(30.0))
+        ways.append(stub_way())
+        clients.add(ways[-1].client)
+        return ways[-1]
 
     async def change_ones_mind() -> None:
-        finding = asyncio.ensure_future(find())
-        await asyncio.sleep(0.05)
-        await line._give_up(finding)
-        assert finding.done()
+        finding = asyncio.ensure_future(line._find_way())
+        while len(asyncio.all_tasks()) < 2 + max(1, num_found):  # with this one, and `finding`
+            await asyncio.sleep(0.01)
+        calls.set()
+        for _ in range(num_found):  # all come through at once
+            await asyncio.sleep(0)
+        line._give_up([finding])
+        await asyncio.sleep(0.01)
+        while len(asyncio.all_tasks()) > 1:
+            await asyncio.sleep(0.01)
 
+    monkeypatch.setattr("boli.engine.nats_line.enter", enter)
+    monkeypatch.setattr("boli.engine.nats_line.DIAL_SECONDS", 0.01)
     line.loop.run_until_complete(change_ones_mind())
-    line.loop.close()
-    assert way.client.num_closed == (1 if pause == 0 else 0)
+    line.close()
+    assert len(ways) >= num_found
+    assert {way.client.num_closed for way in ways} <= {1}
+    assert not line._clients
+
+
+def test_handshake_that_is_given_up_takes_no_time_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identities = Identities(tmp_path)
+    identities.make()
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
+        access = Access("arrah", Address("127.0.0.1", port), new_seed(), identities.authority)
+        line = Line(access, nothing)
+
+        async def give_up() -> None:
+            attempt = asyncio.ensure_future(enter(access, [], line._clients))
+            while not line._clients:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            attempt.cancel()
+            await asyncio.wait([attempt])
+
+        monkeypatch.setattr("boli.engine.nats_way.CLOSE_SECONDS", 3600.0)
+        line.loop.run_until_complete(give_up())
+        assert not line._clients
+        line.close()
+
+
+def test_line_that_was_never_opened_leaves_nothing_and_takes_no_calls() -> None:
+    line = line_to(1)
+    line.close()
+    with pytest.raises(TransportError, match="closed"):
+        line.call(nothing(None))
+    del line
+    gc.collect()
+
+
+def test_line_to_a_server_that_stands_still_is_closed(tmp_path: Path) -> None:
+    address = Address("127.0.0.1", free_port())
+    server = Server(tmp_path / "coordinator", address)
+    access = server.identities.invite("arrah", address).access
+    server.write_settings()
+    server.start()
+    assert server._process is not None
+
+    async def listen(client: Any) -> None:
+        await client.subscribe("boli.hello", cb=nothing)
+
+    try:
+        line = Line(access, listen)
+        line.open()
+        while not line.num_connections:
+            time.sleep(0.01)
+        server._process.send_signal(signal.SIGSTOP)
+        line.close()
+        assert not line._thread.is_alive()
+        assert line.loop.is_closed()
+        del line
+        gc.collect()
+    finally:
+        server._process.send_signal(signal.SIGCONT)
+        server.stop()
 
 
 @pytest.mark.parametrize("ticks", range(8))
@@ -156,7 +236,7 @@ def test_line_that_is_closed_as_its_connection_ends_lets_go_of_all(
     monkeypatch: pytest.MonkeyPatch, ticks: int, stops_first: bool
 ) -> None:
     """In some of these moments asyncio.wait_for forgets that it was cancelled."""
-    line = Line(Access("arrah", Address("127.0.0.1", 1), "", ""), nothing)
+    line = line_to(1)
     ways: list[Way] = []
 
     async def enter(_: object, sockets: object, clients: set[Any]) -> Way:
@@ -191,7 +271,7 @@ def test_line_that_is_closed_as_its_connection_ends_lets_go_of_all(
 def test_better_connection_found_as_the_line_is_closed_is_let_go(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    line = Line(Access("arrah", Address("127.0.0.1", 1), "", ""), nothing)
+    line = line_to(1)
     old, better = stub_way(), stub_way()
     old.client.pause = 0.5  # the old one hardly moves
     line._clients |= {old.client, better.client}
