@@ -84,6 +84,9 @@ class QuadraticWork:
         self.cursor = 0  # steps taken
         self.told = 0  # steps of whole orders
 
+    def close(self) -> None:
+        pass
+
     def perform(
         self,
         order: Order,

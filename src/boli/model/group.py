@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from boli.errors import ModelError, SiteError
 from boli.model.adapter import LoraLinear
@@ -60,6 +61,15 @@ class Place:
             timeout=timedelta(seconds=STEP_SECONDS),
         )
         return torch.device("cpu") if on_cpu else torch.device(state.device)
+
+    @staticmethod
+    def leave() -> None:
+        """Part from the others, so that this process can meet others later; also before `join`."""
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+        state = sys.modules.get("accelerate.state")
+        if state is not None:  # it would take the next group for this one
+            state.AcceleratorState._reset_state(reset_partial_state=True)
 
     def _environment(self) -> dict[str, str]:
         """Return what Accelerate reads of a process; a launcher would set the same."""

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -106,14 +106,14 @@ class Crew:
         """
         torch.set_num_threads(self._told["threads"])
         for rank in range(1, self._size):
-            self._workers.append(self._spawn(rank))
+            self._spawn(rank)
         for worker in self._workers:
             worker.check(None)
         with self.watched():
             self.device = Place(0, self._size, Path(self._told["meeting"])).join()
         return self.device
 
-    def _spawn(self, rank: int) -> _Worker:
+    def _spawn(self, rank: int) -> None:
         mine, theirs = socket.socketpair()
         threads = str(self._told["threads"])
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
@@ -128,8 +128,9 @@ class Crew:
         worker = _Worker(rank, process, Connection(mine.detach()))
         listen = threading.Thread(target=worker.listen, args=(self._ended,), daemon=True)
         listen.start()
-        worker.line.send_bytes(json.dumps({**self._told, "rank": rank}).encode())
-        return worker
+        self._workers.append(worker)  # whatever comes now, `close` ends it
+        with suppress(OSError):  # it has ended: `check` says so
+            worker.line.send_bytes(json.dumps({**self._told, "rank": rank}).encode())
 
     def _ended(self) -> None:
         # gloo notices by itself; what waits on a GPU would wait for STEP_SECONDS.
@@ -206,6 +207,5 @@ class Crew:
         for worker in self._workers:
             worker.process.kill()
             worker.process.wait()
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
+        Place.leave()
         self._folder.cleanup()

@@ -8,6 +8,7 @@ the very same bytes again.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,6 +91,10 @@ class Work(Protocol):
         """Go back to what `state` returned."""
         ...
 
+    def close(self) -> None:
+        """End what was started for the work; nothing is asked of it any more."""
+        ...
+
 
 @dataclass
 class Node:
@@ -146,12 +151,16 @@ class Node:
         )
 
     def run(self) -> None:
-        """Serve until told to stop.
+        """Serve until told to stop; then the work is closed.
 
         Raises:
             SiteError: training diverged.
             StorageError: the site's state cannot be written.
         """
+        with contextlib.closing(self.work):
+            self._serve()
+
+    def _serve(self) -> None:
         self._restore()
         self.link.join(self.joined())
         while not self._stopping:

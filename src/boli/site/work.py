@@ -118,6 +118,11 @@ class TrainingWork:
         """Go back to earlier moments and cursor."""
         self.steps.restore(arrays, facts)
 
+    def close(self) -> None:
+        """End the site's further processes; they would hold their GPUs until this one ends."""
+        if self._crew is not None:
+            self._crew.close()
+
 
 def copies_of(plan: Plan, site: SitePlan) -> tuple[Copy, ...]:
     """Return the copies of pools that a site's text lies in.
@@ -176,5 +181,11 @@ def open_work(plan: Plan, site: SitePlan, origin: str) -> TrainingWork:
     copies = copies_of(plan, site)
     splits = read_split(plan, site.text, site.language)
     crew = Crew(plan, site, origin) if site.processes > 1 else None
-    device = best_device() if crew is None else crew.start()
-    return TrainingWork(plan, site, site_base(plan, site, origin, device), splits, copies, crew)
+    try:
+        device = best_device() if crew is None else crew.start()
+        base = site_base(plan, site, origin, device)
+        return TrainingWork(plan, site, base, splits, copies, crew)
+    except BaseException:
+        if crew is not None:
+            crew.close()
+        raise

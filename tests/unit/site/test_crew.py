@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from torch.nn import functional
 
-from boli.errors import SiteError, WorkerLostError
+from boli.errors import ModelError, SiteError, WorkerLostError
 from boli.model.layout import Vector
 from boli.plan import Plan
 from boli.rounds.update import Order
@@ -71,8 +71,6 @@ def plan_with(tiny_plan: Callable[..., Plan], folder: Path) -> Callable[..., Pla
 @pytest.fixture
 def opened(plan_with: Callable[..., Plan], micro_base: Path) -> Iterator[Open]:
     """Return a function (processes, sharding, base=…) → a site's work; its processes end after."""
-    from accelerate.state import AcceleratorState
-
     crews: list[Crew] = []
     environment, linear = dict(os.environ), functional.linear
 
@@ -86,9 +84,7 @@ def opened(plan_with: Callable[..., Plan], micro_base: Path) -> Iterator[Open]:
     yield work_of
     for crew in crews:
         crew.close()
-    # So that the next test can have another group; DeepSpeed puts its own linear in.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    functional.linear = linear
+    functional.linear = linear  # DeepSpeed puts its own in
     os.environ.clear()
     os.environ.update(environment)
 
@@ -188,6 +184,32 @@ def test_node_says_which_process_was_lost(opened: Open, sharding: str, local_ste
         os.kill(worker.process.pid, signal.SIGKILL)
     with pytest.raises(WorkerLostError, match=r"process 1 of the site ended \(signal 9\)"):
         work.perform(asked, work.first, work.first, lambda: STEPS, kill)
+
+
+def test_next_run_of_the_same_process_has_processes_of_its_own(opened: Open) -> None:
+    first = opened(2)
+    theta = theta_of(first)
+    done = perform(first, theta)
+    first.close()
+    again = perform(opened(2), theta)
+    assert np.array_equal(again.pseudo_gradient, done.pseudo_gradient)
+
+
+def test_base_that_cannot_be_loaded_leaves_no_process_behind(
+    plan_with: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, crews = plan_with(2, "none"), []
+    real = Crew.start
+
+    def start(crew: Crew) -> Any:
+        crews.append(crew)
+        return real(crew)
+
+    monkeypatch.setattr(Crew, "start", start)
+    with pytest.raises(ModelError):
+        open_work(plan, plan.site[0], str(tmp_path / "nowhere"))
+    ((worker,),) = [crew._workers for crew in crews]
+    assert worker.process.poll() is not None
 
 
 def test_process_that_cannot_load_the_base_says_why(

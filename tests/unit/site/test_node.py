@@ -47,6 +47,11 @@ class Line:
 class Noting(QuadraticWork):
     """Notes where each order's local steps start."""
 
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
     def perform(self, order: Order, theta: Any, start: Any, *rest: Any) -> Any:
         self.starts = [*getattr(self, "starts", []), start]
         return super().perform(order, theta, start, *rest)
@@ -81,6 +86,7 @@ def test_version_0_is_made_by_the_site_itself(tmp_path: Path) -> None:
     assert line.joined[0].held_version == 0
     assert line.sent[0][0].base_version == 0
     assert np.array_equal(made.theta, made.work.first)
+    assert made.work.closed
 
 
 def test_old_order_that_comes_again_does_not_displace_a_newer_one_half_done(
