@@ -97,7 +97,8 @@ class OverNats:
         while not self._over.wait(0.05):
             for site in self.job.ranks:
                 agent = self._agents.get(site)
-                if site not in self.off and (agent is None or agent.poll() is not None):
+                # In this order: one that was killed after it was set `off` is not started again.
+                if (agent is None or agent.poll() is not None) and site not in self.off:
                     with (self.folder / f"{site}.log").open("ab") as log:
                         self._agents[site] = subprocess.Popen(
                             [sys.executable, __file__, str(self.folder), site],

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +74,7 @@ class QuadraticWork:
         copies: Sequence[Copy] = (),
     ) -> None:
         self.copies = copies
+        self.begin: Callable[[Order], None] = lambda order: None  # before the work on an order
         self.rank, self.layout, self.step_seconds = rank, layout_of(rank), step_seconds
         self.full_layout = LAYOUT
         self.num_lines: Mapping[str, Mapping[str, int]] = {"bho": {"train": 10}}
@@ -95,6 +98,7 @@ class QuadraticWork:
         steps_wanted: Callable[[], int],
         after_step: Callable[[int, float, float], bool],
     ) -> Done | None:
+        self.begin(order)
         if self.cursor != self.told:
             raise AssertionError(f"{self.cursor} steps taken, but {self.told} in whole orders")
         judgements = tuple(
@@ -153,6 +157,8 @@ class Job:
     step_seconds: Mapping[str, float] = field(default_factory=dict)  # really slept, by site
     lies: Mapping[str, str] = field(default_factory=dict)  # of the local engine's nodes
     copies: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # by site
+    mortal: Sequence[str] = ()  # sites whose node's process ends itself at every order
+    limits: Mapping[str, str] = field(default_factory=dict)  # by site, a file: see `limit`
 
     @property
     def plan(self) -> Plan:
@@ -186,7 +192,23 @@ class Job:
         return QuadraticWork(site, self.ranks[site], self.step_seconds.get(site, 0.0), copies)
 
     def node(self, site: str, link: NodeLink, store: Generations, restarts: int) -> Node:
-        return Node.of(self.plan, site, link, self.work(site), store, restarts)
+        work = self.work(site)
+        work.begin = partial(self._begin, site)
+        return Node.of(self.plan, site, link, work, store, restarts)
+
+    def _begin(self, site: str, order: Order) -> None:
+        """Die at an order, or wait before it, where the job says so."""
+        if site in self.mortal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if site in self.limits:
+            path = Path(self.limits[site])
+            while path.exists() and order.sequence > int(path.read_text() or 0):
+                time.sleep(0.02)
+
+    def limit(self, last: int) -> None:
+        """Let the sites with a limit begin their orders up to this one, and no other."""
+        for path in set(self.limits.values()):
+            Path(path).write_text(str(last))
 
     def first_state(self) -> ServerState:
         sites = {name: SiteProgress(rank=rank) for name, rank in self.ranks.items()}
