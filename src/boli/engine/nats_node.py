@@ -208,6 +208,7 @@ class Agent:
         self._stopping = threading.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._run = ""  # that the node serves
+        self._heard: list[Mapping[str, Any]] = []  # hello and stop, since the last question
         self._greeted = asyncio.Event()  # a coordinator came
         self._told = ""  # of the line
         self.link.show = self._show
@@ -262,12 +263,14 @@ class Agent:
         try:
             if not self._fetch_base(kit):
                 return
+            link.clear()
             self._run = kit.run
-            node = self._folder.open_node(kit, link)
-            with locked(self._folder.run_folder(kit), "the run of this site", 5.0):
-                link.serving = True
-                if not self._stopping.is_set():
-                    node.run()
+            if not any(map(self._is_over, self._heard)):
+                node = self._folder.open_node(kit, link)
+                with locked(self._folder.run_folder(kit), "the run of this site", 5.0):
+                    link.serving = True
+                    if not self._stopping.is_set():
+                        node.run()
             self._say(f"run {kit.run} is over, or paused at the coordinator; waiting")
         except (BoliError, OSError) as found:
             error = (
@@ -281,7 +284,10 @@ class Agent:
             self._called.set()
         finally:
             link.serving, self._run = False, ""
-            link.clear()
+
+    def _is_over(self, said: Mapping[str, Any]) -> bool:
+        """Tell whether what the coordinator said ends the run that the node serves."""
+        return said.get("stop") == self._run or said.get("hello", self._run) != self._run
 
     def _ask(self) -> Kit | None:
         """Return what there is to do, or nothing while the coordinator is away."""
@@ -291,6 +297,7 @@ class Agent:
     async def _ask_for_kit(self) -> bytes:
         """Ask what there is to do; a coordinator that says hello meanwhile has not heard it."""
         self._greeted.clear()
+        self._heard.clear()  # what it said before, the answer takes into account
         asking = asyncio.ensure_future(self._ask_for({"kit": True}, FETCH_SECONDS))
         greeted = asyncio.ensure_future(self._greeted.wait())
         await asyncio.wait([asking, greeted], return_when=asyncio.FIRST_COMPLETED)
@@ -362,10 +369,12 @@ class Agent:
         """Take note that a coordinator is there with a run, or that a run is over."""
         with contextlib.suppress(ValueError, AttributeError):
             said = json.loads(message.data)
-            if "hello" in said and said["hello"] == self._run:
+            is_hello = said.get("hello") is not None
+            self._heard.append(said)  # first: the run may be about to be served
+            if is_hello and said["hello"] == self._run:
                 self.link.rejoin()
-            elif self._run:
+            elif self._run and self._is_over(said):
                 self.link.put(Stop())
-            if "hello" in said:  # also of the same run: the node may be about to stop
+            if is_hello:  # also of the same run: the node may be about to stop
                 self._greeted.set()
                 self._called.set()
