@@ -36,14 +36,18 @@ def stand_in(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]
         )
         processes.append(process)
         (tmp_path / "server.pid").write_text(str(process.pid))
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.01)
+        wait_for(tmp_path / "ready")
         return process
 
     yield start
     for process in processes:
         process.kill()
         process.wait()
+
+
+def wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.01)
 
 
 def no_ps(*_: object, **__: object) -> None:
@@ -65,7 +69,7 @@ def test_server_is_found_and_told_where_there_is_no_ps(
     monkeypatch.setattr(nats_server.subprocess, "run", no_ps)
     assert running(tmp_path) == process.pid
     assert readmit(tmp_path)
-    assert (tmp_path / "told").exists()
+    wait_for(tmp_path / "told")
 
 
 def test_server_is_found_by_ps_where_there_is_no_proc(
@@ -121,6 +125,7 @@ def test_server_that_was_taken_over_is_watched_without_looking_at_its_command(
         return str(tmp_path / "server.conf") if process.poll() is None else "another program"
 
     monkeypatch.setattr(nats_server, "_command_of", look)
+    monkeypatch.setattr(nats_server, "LOOK_SECONDS", 1e6)
     server = Server(tmp_path, Address("127.0.0.1"))
     assert not any(server._is_gone() for _ in range(20))
     assert len(looks) == 1
