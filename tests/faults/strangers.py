@@ -111,7 +111,7 @@ class Fort:
         path = self.folder / "journal.jsonl"
         return [entry.event for entry in read_journal(path)] if path.exists() else []
 
-    def wait_for(self, is_there: Callable[[list[Event]], object], seconds: float = 30.0) -> None:
+    def wait_for(self, is_there: Callable[[list[Event]], object], seconds: float = 120.0) -> None:
         """Wait for what the journal is to tell.
 
         Raises:
@@ -122,7 +122,7 @@ class Fort:
             assert time.monotonic() < deadline, self.story()
             time.sleep(0.05)
 
-    def finish(self, seconds: float = 60.0) -> None:
+    def finish(self, seconds: float = 120.0) -> None:
         """Wait for the end of the run.
 
         Raises:
@@ -178,7 +178,7 @@ def in_background(*acts: Callable[[], Awaitable[Any]]) -> Iterator[list[Any]]:
     thread = threading.Thread(target=lambda: asyncio.run(all_of_them()), daemon=True)
     thread.start()
     yield results
-    thread.join(60.0)
+    thread.join(120.0)
     assert not thread.is_alive(), "an attacker is not done"
 
 
