@@ -69,9 +69,10 @@ class Seats:
 
         async def ask() -> int:
             client = await self.transport._line.ready()
-            return int((await client.jetstream().stream_info("UP_arrah")).state.messages)
+            streams = client.jetstream(timeout=60)
+            return int((await streams.stream_info("UP_arrah")).state.messages)
 
-        return int(self.transport._line.call(ask()).result(10))
+        return int(self.transport._line.call(ask()).result(120))
 
     def play(self, act: Callable[[Guest], Awaitable[Any]], site: str = "arrah") -> Any:
         """Come in with a site's key, act, and leave."""
@@ -163,7 +164,7 @@ def test_flood_of_measurements_keeps_nothing_waiting(seats: Seats) -> None:
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=_WORDS)
     bomb = bytes([FORMAT]) + deflate.compress(text) + deflate.flush()
     small = bytes([FORMAT]) + zlib.compressobj(9, zlib.DEFLATED, -15).flush()
-    over = threading.Event()
+    enough, over = threading.Event(), threading.Event()
 
     async def shout(guest: Guest) -> int:
         number = 0
@@ -172,6 +173,8 @@ def test_flood_of_measurements_keeps_nothing_waiting(seats: Seats) -> None:
                 await guest.client.publish("boli.live.arrah", data)
                 number += 1
             await guest.client.flush()
+            if number > 500:
+                enough.set()
         return number
 
     async def come(guest: Guest) -> None:
@@ -187,6 +190,7 @@ def test_flood_of_measurements_keeps_nothing_waiting(seats: Seats) -> None:
             num_arrivals += len(seats.transport.receive(0.5))
         seats.play(come, "gaya")
         seats.wait_for(Joined)
+        assert enough.wait(120)
     finally:
         over.set()
         thread.join()
@@ -211,8 +215,8 @@ def test_what_is_wrong_is_forgotten_ever_more_slowly(seats: Seats) -> None:
     while told < 40 and time.monotonic() < deadline:
         told += sum(isinstance(one, Malformed) for one in seats.transport.receive(0.2))
     assert told == 40
-    time.sleep(1.0)
-    num_kept = seats.num_kept()
+    while (num_kept := seats.num_kept()) > 30:
+        time.sleep(0.1)
     assert 27 - (time.monotonic() - seat_used_at) < num_kept <= 30  # one more a second
     assert seat.wrong_borne < 0 < WRONG_BORNE
 
@@ -247,10 +251,11 @@ def test_message_that_is_never_completed_is_forgotten_as_slowly(seats: Seats) ->
             await guest.send_part(f"{number:012x}.0.2", b"x")
 
     seats.play(begin_many)
-    until = time.monotonic() + 2.0
-    while time.monotonic() < until:
+    # The last two may still be completed; the others were counted, and one a second was pardoned.
+    while 5.0 + (seat.wrong_at - started) - seat.wrong_borne < 27.5:
         seats.transport.receive(0.2)
-    num_kept = seats.num_kept()
+    while (num_kept := seats.num_kept()) > 28:
+        time.sleep(0.1)
     assert 22 - (time.monotonic() - started) < num_kept <= 28  # one more a second
 
 
