@@ -158,7 +158,7 @@ def transport_over(
     opened: list[FlowerTransport] = []
 
     def make(post: Any, kit: Kit = BARE_KIT) -> FlowerTransport:
-        one = FlowerTransport(post, kit, tmp_path, pace=Pace(0.1, 0.2, 5.0))
+        one = FlowerTransport(post, kit, tmp_path, pace=Pace(0.1, 0.2, 60.0))
         theta = np.zeros(LAYOUT.size, np.float32)
         one.start(JOB.views, Release(0, LAYOUT.digest, theta))
         opened.append(one)
@@ -169,7 +169,7 @@ def transport_over(
         one._closed.set()
 
 
-def arrivals_until(transport: FlowerTransport, kind: type, seconds: float = 5.0) -> list[Any]:
+def arrivals_until(transport: FlowerTransport, kind: type, seconds: float = 60.0) -> list[Any]:
     seen: list[Any] = []
     deadline = time.monotonic() + seconds
     while not any(isinstance(one, kind) for one in seen):
@@ -365,9 +365,10 @@ def test_words_of_a_node_are_cut_and_no_command_for_a_terminal(
     transport = transport_over(post)
     found: list[Any] = []
     while sum(isinstance(one, Left) for one in found) < 2 or "no site" not in caplog.text:
-        found += arrivals_until(transport, Left)
-        if isinstance(found[-1], Joined):
+        new = transport.receive(0.1)
+        if any(isinstance(one, Joined) for one in new):
             transport.send_order(order("arrah"))
+        found += new
     words = [one.reason for one in found if isinstance(one, Left)]
     words += [word for one in found if isinstance(one, Failed) for word in (one.problem, one.hint)]
     words += [record.getMessage() for record in caplog.records]
