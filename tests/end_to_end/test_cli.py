@@ -67,7 +67,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def wait_for_rounds(runs: Path, process: subprocess.Popen[str], count: int = 1) -> Path:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while process.poll() is None:
         for path in runs.glob("*/journal.jsonl"):
             if path.read_bytes().count(b'"round_stepped"') >= count:
@@ -174,7 +174,7 @@ def test_check_tells_what_a_public_support_makes_of_a_round(plan_file: Path) -> 
     assert 1.5 < sizes[1] / sizes[0] < 2.1
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_interrupted_run_goes_on_and_ends_with_the_same_bits(
     tiny_plan_file: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -184,7 +184,7 @@ def test_interrupted_run_goes_on_and_ends_with_the_same_bits(
     process = start("train", plan, "--runs", tmp_path / "runs")
     folder = wait_for_rounds(tmp_path / "runs", process, 5)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output
     assert f"boli train --resume {folder.name}" in output
     entries = read_journal(folder / "journal.jsonl")
@@ -197,7 +197,7 @@ def test_interrupted_run_goes_on_and_ends_with_the_same_bits(
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_second_process_on_a_run_is_refused_and_a_strange_base_is_named(
     tiny_plan_file: Callable[..., Path], family_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -208,7 +208,7 @@ def test_second_process_on_a_run_is_refused_and_a_strange_base_is_named(
     assert second.returncode == 15
     assert f"is in use by process {process.pid}" in second.stderr
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
 
     prepared = json.loads((folder / "run.json").read_text())
     prepared["base"] = str(family_folder("qwen3"))
@@ -290,7 +290,7 @@ def test_missing_plan_and_run_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_full_disk_ends_clearly_and_the_run_goes_on_with_space(
     tiny_plan_file: Callable[..., Path], tiny_disk: Callable[[int], Path], tmp_path: Path
 ) -> None:

@@ -64,7 +64,7 @@ def leave_pin(folder: Path, taken: str, version: int) -> None:
     (folder / PIN).write_text(json.dumps(asdict(pin)))
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_plan_over_nats_ends_with_the_bits_of_the_local_engine(
     tiny_plan_file: Callable[..., Path],
     start: Callable[..., subprocess.Popen[bytes]],
@@ -102,7 +102,7 @@ def test_plan_over_nats_ends_with_the_bits_of_the_local_engine(
         sites[site] = start(site, "join", f"{site}.boli", "--data", data, "--state", state)
 
     def wait_for(sign: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not sign():
             logs = [path.read_text()[-3000:] for path in sorted(tmp_path.glob("*.log"))]
             assert time.monotonic() < deadline, "\n".join(logs)
@@ -130,7 +130,7 @@ def test_plan_over_nats_ends_with_the_bits_of_the_local_engine(
     for site in SITES:
         assert sites[site].poll() is None, "a site stays, for the next run"
         sites[site].send_signal(signal.SIGTERM)
-        assert sites[site].wait(20) == 0
+        assert sites[site].wait(120) == 0
         assert "is over" in (tmp_path / f"{site}.log").read_text()
     assert Run(run.folder).adapter.is_dir()
     facts = [entry.event for entry in read_journal(run.folder / "journal.jsonl")]
@@ -160,7 +160,7 @@ def test_server_reserves_just_what_the_coordinator_makes_room_for(
     monkeypatch.setattr("boli.engine.nats_server.free_bytes", lambda _: needed)
     with place.transport("run", plan, "some/base", None, entries) as transport:
         transport.start(views, Release(0, state.layout, state.theta))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         assert isinstance(transport, NatsTransport)
         assert transport._watcher is not None
         while not transport._tasks or transport._watcher.client is None:
