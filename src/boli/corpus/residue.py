@@ -32,6 +32,8 @@ _MENU_SIGNS = "|»›•·→>«‹"
 
 def boilerplate_share(text: str) -> float:
     """Return the share of the text that is phrases such as "और पढ़ें", 0 to 1."""
+    if not (_has_any(text, _phrase_words()) or _LATIN.search(text)):
+        return 0.0
     found = sum(len(phrase) for phrase in _boilerplate().findall(text))
     return found / len(text) if found else 0.0
 
@@ -100,6 +102,12 @@ def _has_any(text: str, signs: Iterable[str]) -> bool:
 @cache
 def _not_in(language: str) -> frozenset[str]:
     return frozenset(map(normalize, table("quality")["language"]["not_in"].get(language, ())))
+
+
+@cache
+def _phrase_words() -> tuple[str, ...]:
+    """Return words of which each phrase without a Latin letter has one."""
+    return tuple(map(normalize, table("quality")["phrases"]["words"]))
 
 
 @cache

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from boli.corpus.quality import (
     judge,
     score_limit,
 )
+from boli.corpus.script import table
 from boli.corpus.shape import shape_of
 
 CLEAN = {
@@ -190,6 +192,17 @@ def test_runs_of_short_lines_are_menus_and_verse_is_not() -> None:
     assert drop_menus([*menu, LINE]) == ["", LINE]
     assert drop_menus(VERSE) == VERSE
     assert drop_menus(menu[:4]) == menu[:4]
+
+
+def test_no_phrase_of_pages_is_without_a_word_that_is_looked_for() -> None:
+    phrases = [phrase for own in table("quality")["boilerplate"].values() for phrase in own]
+    without = [
+        phrase
+        for phrase in phrases
+        if not re.search("[A-Za-z]{3}", phrase)
+        and not any(word in phrase for word in table("quality")["phrases"]["words"])
+    ]
+    assert without == []
 
 
 def test_phrases_of_pages_may_stand_in_sentences() -> None:
