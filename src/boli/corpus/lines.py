@@ -16,6 +16,7 @@ from boli.corpus.residue import (
     is_menu,
     markup_share,
     may_be_marked,
+    may_be_menu,
 )
 from boli.corpus.shape import Shape, shape_of
 
@@ -59,8 +60,8 @@ def clean_lines(text: str, *, script: str = "", shape: Shape | None = None) -> C
     if script:
         shape = shape or shape_of(text)
         mixed = shape.num_letters - shape.letters.get(script, 0) >= _LETTERS_FOR_SCRIPT
-    marked = may_be_marked(text)
-    reasons = [_reason(line, script if mixed else "", marked) for line in lines]
+    marked, barred = may_be_marked(text), may_be_menu(text)
+    reasons = [_reason(line, script if mixed else "", marked, barred) for line in lines]
     _mark_repeated(lines, reasons)
     _mark_menus(lines, reasons)
     if not any(reasons):
@@ -77,13 +78,13 @@ def drop_menus(lines: Sequence[str]) -> list[str]:
     return [line for line, reason in zip(lines, reasons, strict=True) if not reason]
 
 
-def _reason(line: str, script: str, marked: bool) -> str:
+def _reason(line: str, script: str, marked: bool, barred: bool) -> str:
     """Return why a line is dropped whatever stands beside it, or nothing."""
     if not line or line.isspace():
         return ""
     if len(line) <= LONGEST_BUTTON and boilerplate_share(line) > _MOST_BOILERPLATE:
         return "boilerplate"
-    if len(line) < _LONG_LINE and is_menu(line):
+    if barred and len(line) < _LONG_LINE and is_menu(line):
         return "list or table"
     if marked and markup_share(line) > _MOST_MARKUP:
         return "markup"

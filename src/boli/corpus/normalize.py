@@ -34,8 +34,6 @@ from boli.corpus.traits import CHARACTERS, NORMAL, PRECOMPOSED, SEQUENCES, SPACE
 
 _MOST_MARKS = 30  # of UAX #15, section 13 (Stream-Safe Text Format)
 _JOINERS = re.compile("[\u200c\u200d]+")
-_SPACES = re.compile(" {2,}")
-_EMPTY_LINES = re.compile("\n{3,}")
 _TWO_DANDAS = re.compile("(?<!।)।।(?!।)")
 _MARKUP = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|[<>=]|\$\d")
 
@@ -187,11 +185,12 @@ def _sequences(text: str, rules: _Rules) -> str:
 
 
 def _spaces(text: str) -> str:
-    if "  " in text:
-        text = _SPACES.sub(" ", text)
+    while "  " in text:  # of a long run, each pass takes half
+        text = text.replace("  ", " ")
     if "\n" in text:
         text = text.replace(" \n", "\n").replace("\n ", "\n")
-        text = _EMPTY_LINES.sub("\n\n", text)
+    while "\n\n\n" in text:
+        text = text.replace("\n\n\n", "\n\n")
     return text.strip(" \n")
 
 

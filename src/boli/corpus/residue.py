@@ -17,8 +17,11 @@ from boli.corpus.script import letters_of, table
 from boli.corpus.shape import Shape
 
 _MARKUP_SIGNS = "<$%\\&=;{}[]"
-# What is markup without a Latin letter has one of these.
-_WITHOUT_LATIN = ("<!", "$", "&", "---", '="', "{{", "}}", "[[", "]]", "{|", "|}", "'''")
+# What the pattern in the table finds has one of these, a declaration's ":" and ";", or the others.
+_SURE_SIGNS = ("<", "$", "&", '="', "{{", "}}", "[[", "]]", "{|", "|}", "'''")
+_CODE = ("function", "var", "const", "let", "return", "document", "window")
+_FORMAT = re.compile(r"%(?:\d\$)?[sd]", re.I)
+_SELECTOR = re.compile(r"[#.][A-Za-z\u0130\u0131\u017f\u212a][\w-]* ?\{")
 # With what stands for i, s and k where case is ignored.
 _LATIN = re.compile("[A-Za-z\u0130\u0131\u017f\u212a]")
 _LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
@@ -42,7 +45,13 @@ def may_be_marked(text: str) -> bool:
     """Say whether `markup_share` has to look closely."""
     if not _has_any(text, _MARKUP_SIGNS):
         return False
-    return _has_any(text, _WITHOUT_LATIN) or bool(_LATIN.search(text))
+    if _has_any(text, _SURE_SIGNS) or (";" in text and ":" in text):
+        return True
+    return bool(_LATIN.search(text)) and (
+        ("%" in text and bool(_FORMAT.search(text)))
+        or ("{" in text and bool(_SELECTOR.search(text)))
+        or _has_any(text.casefold(), _CODE)
+    )
 
 
 def markup_share(text: str) -> float:
@@ -72,9 +81,14 @@ def legacy_share(text: str) -> float:
     return strange / len(latin)
 
 
+def may_be_menu(text: str) -> bool:
+    """Say whether `is_menu` has to look closely at a line of the text."""
+    return _has_any(text, _MENU_SIGNS)
+
+
 def is_menu(line: str) -> bool:
     """Say whether a line is short parts with bars or arrows between."""
-    if not _has_any(line, _MENU_SIGNS):
+    if not may_be_menu(line):
         return False
     parts = [part for part in _MENU_PARTS.split(line) if part.strip()]
     return len(parts) >= 4 and sum(len(part.split()) <= 3 for part in parts) > 0.8 * len(parts)
