@@ -85,7 +85,8 @@ class Workers:
         self.patience_seconds = patience_seconds
 
     def clean(self, batches: Iterable[Batch]) -> Generator[Cleaned, None, None]:
-        """Yield what came of each batch. At most two a worker are under way at a time.
+        """Yield what came of each batch. At most four a worker are under way at a time:
+        enough for the while in which a part is brought to the disk.
 
         A worker that dies over a document, or is silent for too long, is replaced; that
         document is dropped, and the others of its batch are cleaned. Closed early, the workers
@@ -108,7 +109,7 @@ class Workers:
                 answer: Answer = queue.SimpleQueue()
                 todo.put((batch, answer))
                 under_way.put(answer)
-                if under_way.qsize() > 2 * self.number:
+                if under_way.qsize() > 4 * self.number:
                     yield _got(under_way.get())
             while under_way.qsize():
                 yield _got(under_way.get())
