@@ -7,8 +7,8 @@ memory       peak of the main process and of a worker, for as many documents and
 
 python benchmarks/prepare.py DATA [--documents 50000] [--turns 3] [--out FILE]
 
-datatrove needs, for Hindi: pip install --no-deps indic-nlp-library 'xxhash<4'. Without it only
-our own side is measured.
+datatrove needs, for Hindi: pip install orjson; pip install --no-deps indic-nlp-library 'xxhash<4'.
+Without them only our own side is measured.
 """
 
 from __future__ import annotations
