@@ -85,12 +85,12 @@ class Workers:
         self.patience_seconds = patience_seconds
 
     def clean(self, batches: Iterable[Batch]) -> Generator[Cleaned, None, None]:
-        """Yield what came of each batch. At most four a worker are under way at a time:
-        enough for the while in which a part is brought to the disk.
+        """Yield what came of each batch.
 
-        A worker that dies over a document, or is silent for too long, is replaced; that
-        document is dropped, and the others of its batch are cleaned. Closed early, the workers
-        end at once.
+        At most four a worker are under way at a time, enough for the while in which a part is
+        brought to the disk. A worker that dies over a document, or is silent for too long, is
+        replaced; that document is dropped, and the others of its batch are cleaned. Closed
+        early, the workers end at once.
 
         Raises:
             CorpusError: a worker cannot be started.
