@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from boli.corpus.markup import strip_markup
 from boli.corpus.normalize import normalize, normalize_all
 from boli.corpus.pii import find, may_find
+from boli.corpus.residue import _MARKUP_SIGNS, _residue, may_be_marked
 from boli.corpus.script import SCRIPTS, in_ranges, script_of, table
 from boli.corpus.shape import main_script, shape_of, shapes_of
 from boli.corpus.signatures import SHORTEST, fingerprints
@@ -88,6 +89,16 @@ def test_many_at_once_are_as_one_by_one(texts: list[str], language: str) -> None
     assert ((traits ^ traits_of(normal)) & ~np.uint8(MARKUP)).tolist() == [0] * len(texts)
     assert shapes_of(texts) == [shape_of(text) for text in texts]
     assert [main_script(t, shape_of(t)) for t in texts] == list(map(script_of, texts))
+
+
+@settings(max_examples=300)
+@given(TEXT)
+@example("functıon(क; ")
+@example("wİndow.b;")
+@example("a;---: b;")
+def test_residue_of_markup_is_looked_for_wherever_it_may_be(text: str) -> None:
+    if any(sign in text for sign in _MARKUP_SIGNS) and _residue().search(text):
+        assert may_be_marked(text)
 
 
 def test_no_letter_that_holds_a_mark_keeps_the_next_in_the_wrong_order() -> None:

@@ -28,7 +28,7 @@ class Draft:
     bare: str = ""  # without personal data and addresses, whose letters say nothing of the rest
     shape: Shape = EMPTY  # of what is bare
     traits: int = 0  # of the text that was looked at last
-    looked_at: str | None = None
+    looked_at: str | None = None  # the text that `traits` are of, that very object
     personal: dict[str, int] = field(default_factory=dict)
     reason: str = ""  # why it is dropped
     detail: str = ""

@@ -18,13 +18,11 @@ from functools import cache
 
 from boli.corpus.script import table
 
-SUSPECT_SIGNS = "<&[$%|"
-# In templates, tables, placeholders, style rules and code; page numbers stand in braces too.
-BEHIND_BRACE, BEFORE_BRACE = r"[\s{|0a-z-]", r"[\s!-/:-~]"
-# Nothing of what is taken away comes without one of these. `traits.py` has the like by pairs.
+SUSPECT_SIGNS = "<&{}[$%|"
+# A text without any of these is left as it is. `traits.py` has the like by pairs.
 _SUSPECT = re.compile(
     rf"[{re.escape(SUSPECT_SIGNS)}\u2500-\u257f]|''|[-=_*~]{{4}}|nbsp;|^[#*]|^ ?="
-    rf"|\{{{BEHIND_BRACE}|{BEFORE_BRACE}\}}|\*\*|/\*|//|__|\(\)|function",
+    r"|\*\*|/\*|//|__|\(\)|function",
     re.M,
 )
 # Emphasis in a wiki, quotation marks elsewhere.

@@ -19,7 +19,7 @@ from boli.corpus.shape import Shape
 _MARKUP_SIGNS = "<$%\\&=;{}[]"
 # What the pattern in the table finds has one of these, a declaration's ":" and ";", or the others.
 _SURE_SIGNS = ("<", "$", "&", '="', "{{", "}}", "[[", "]]", "{|", "|}", "'''")
-_CODE = ("function", "var", "const", "let", "return", "document", "window")
+_CODE = re.compile("function|var|const|let|return|document|window", re.I)
 _FORMAT = re.compile(r"%(?:\d\$)?[sd]", re.I)
 _SELECTOR = re.compile(r"[#.][A-Za-z\u0130\u0131\u017f\u212a][\w-]* ?\{")
 # With what stands for i, s and k where case is ignored.
@@ -50,7 +50,7 @@ def may_be_marked(text: str) -> bool:
     return bool(_LATIN.search(text)) and (
         ("%" in text and bool(_FORMAT.search(text)))
         or ("{" in text and bool(_SELECTOR.search(text)))
-        or _has_any(text.casefold(), _CODE)
+        or bool(_CODE.search(text))
     )
 
 

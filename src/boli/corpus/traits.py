@@ -10,7 +10,6 @@ Annex #15; the tables of the scripts.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -19,7 +18,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from boli.corpus.markup import BEFORE_BRACE, BEHIND_BRACE, SUSPECT_SIGNS
+from boli.corpus.markup import SUSPECT_SIGNS
 from boli.corpus.pii_fold import lists
 from boli.corpus.script import (
     SCRIPTS,
@@ -136,12 +135,6 @@ def _pair(trait: int, first: Iterable[str], second: Iterable[str]) -> _Rule:
 def _of_markup() -> Iterable[_Rule]:
     """Yield what `_SUSPECT` of markup.py looks for, and line ends, at which texts are wrapped."""
     yield _Rule(MARKUP, None, _points(SUSPECT_SIGNS) | frozenset(range(0x2500, 0x2580)))
-    before, behind = (
-        list(filter(re.compile(pattern).match, map(chr, range(_POINTS))))
-        for pattern in (BEFORE_BRACE, BEHIND_BRACE)
-    )
-    yield _pair(MARKUP, "{", behind)
-    yield _pair(MARKUP, before, "}")
     for first, second in ("''", "()", "//", "__", "nb", "fu", "/*"):
         yield _pair(MARKUP, first, second)
     yield _pair(MARKUP, "-=_*~", "-=_*~")

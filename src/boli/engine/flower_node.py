@@ -186,7 +186,7 @@ class FlowerLink:
             begun[:] = [thread for thread in begun if thread.is_alive()]
             thread = threading.Thread(target=self._answer, args=(line,), daemon=True)
             thread.start()
-            begun.append(thread)  # not before: whoever ends joins all of them
+            begun.append(thread)  # not before: who is not started cannot be joined
 
     def _answer(self, line: Line) -> None:
         """Carry out one exchange; a ClientApp that vanished costs nothing: a new line follows."""

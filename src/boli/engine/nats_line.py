@@ -41,7 +41,7 @@ SHORT_SECONDS = 2.0  # of a stop after which the old connection may as well go o
 REFUSED_SECONDS = 30.0  # after a key was refused: it may be a server that starts
 WATCH_SECONDS = 0.5
 FLUSH_SECONDS = 3  # for the last words on a line
-END_SECONDS = 4.0  # that a connection may take to be let go
+END_SECONDS = 4.0  # twice what tasks may take to end once they are cancelled
 
 
 @dataclass
@@ -128,7 +128,7 @@ class Line:
         client, self.client = self.client, None
         if client is not None:
             with contextlib.suppress(*QUIET_ERRORS):
-                await client.flush(FLUSH_SECONDS)
+                await asyncio.wait_for(client.flush(FLUSH_SECONDS), FLUSH_SECONDS)
 
     async def _end_all(self) -> None:
         """Cancel until nothing is left, then let go of all connections.

@@ -265,11 +265,15 @@ class Agent:
                 return
             link.clear()
             self._run = kit.run
-            if not any(map(self._is_over, self._heard)):
-                node = self._folder.open_node(kit, link)
+            is_over = any(map(self._is_over, self._heard))
+            self._heard.clear()
+            if not is_over:
                 with locked(self._folder.run_folder(kit), "the run of this site", 5.0):
+                    node = self._folder.open_node(kit, link)
                     link.serving = True
-                    if not self._stopping.is_set():
+                    if self._stopping.is_set():
+                        node.work.close()
+                    else:
                         node.run()
             self._say(f"run {kit.run} is over, or paused at the coordinator; waiting")
         except (BoliError, OSError) as found:
@@ -284,10 +288,11 @@ class Agent:
             self._called.set()
         finally:
             link.serving, self._run = False, ""
+            link.clear()
 
     def _is_over(self, said: Mapping[str, Any]) -> bool:
         """Tell whether what the coordinator said ends the run that the node serves."""
-        return said.get("stop") == self._run or said.get("hello", self._run) != self._run
+        return said.get("stop") == self._run or (said.get("hello") or self._run) != self._run
 
     def _ask(self) -> Kit | None:
         """Return what there is to do, or nothing while the coordinator is away."""
@@ -370,7 +375,8 @@ class Agent:
         with contextlib.suppress(ValueError, AttributeError):
             said = json.loads(message.data)
             is_hello = said.get("hello") is not None
-            self._heard.append(said)  # first: the run may be about to be served
+            if not self.link.serving:
+                self._heard.append(said)  # first: a run may be about to be served
             if is_hello and said["hello"] == self._run:
                 self.link.rejoin()
             elif self._run and self._is_over(said):

@@ -165,8 +165,12 @@ class SiteFolder:
         torch.set_num_threads(plan.engine.threads_per_site or available_cores())
         origin = str(self.base_folder(kit)) if kit.files else kit.origin
         work = open_work(plan, section, origin)
-        note_pins(self.run_folder(kit) / "run.json", [copy.facts() for copy in work.copies])
-        return Node.of(plan, self.site, link, work, Generations(self.run_folder(kit)), restarts)
+        try:
+            note_pins(self.run_folder(kit) / "run.json", [copy.facts() for copy in work.copies])
+            return Node.of(plan, self.site, link, work, Generations(self.run_folder(kit)), restarts)
+        except BaseException:
+            work.close()
+            raise
 
     def plan_here(self, kit: Kit) -> tuple[Plan, SitePlan]:
         """Return the plan with this site's folder as its root, and the site's section.
