@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help setup demo check test test-alone test-together faults edge flower long fuzz bench docs clean
+.PHONY: help setup demo check test test-alone test-together faults attack edge flower long fuzz bench docs clean
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -35,13 +35,16 @@ $(VENV)-imports/.ready: constraints.txt
 test: test-alone test-together ## every test but the long ones; make -j2 test runs two halves at once
 
 test-alone: setup # what one process does, and plans from end to end
-	$(BIN)/python -m pytest --ignore tests/contracts --ignore tests/faults
+	$(BIN)/python -m pytest --ignore tests/contracts --ignore tests/faults --ignore tests/attacks
 
 test-together: setup # engines, and what goes wrong between processes
-	$(BIN)/python -m pytest tests/contracts tests/faults
+	$(BIN)/python -m pytest tests/contracts tests/faults tests/attacks
 
 faults: setup ## 1,000 seeded kills of coordinator and sites, and 200 power cuts
 	$(BIN)/python -m pytest -m slow tests/faults --ignore tests/faults/test_edge.py
+
+attack: setup ## every attack on the promises, against the real commands; some minutes
+	$(BIN)/python tests/attacks/run.py
 
 edge: setup ## runs over thin, broken lines, in network namespaces; needs root, 30 minutes
 	$(BIN)/python -m pytest -m 'slow or not slow' --timeout 1200 tests/faults/test_edge.py
