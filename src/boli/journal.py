@@ -138,6 +138,50 @@ class RoundStepped(Event):
 
 
 @dataclass(frozen=True)
+class SitesCompared(Event):
+    """How the updates of one round stand beside each other, site by site.
+
+    For each site: `norm` of its update, `bound` that the norm was held below,
+    `cosine` between its update and the sum of the others' (null where it stood
+    alone), and `offences`, how often so far it was held to a bound or refused.
+    """
+
+    version: int  # that was made of them
+    sites: dict[str, dict[str, float | int | None]]
+
+
+@dataclass(frozen=True)
+class VersionJudged(Event):
+    """A version that may be exported, as the sites' tuning text judges it."""
+
+    version: int
+    sites: dict[str, float]  # bits of the site's tuning text under it / under the base
+    score: float | None  # more than half of the sites judge it at most this; null: too few judged
+    kept: bool  # it is the best so far
+
+
+@dataclass(frozen=True)
+class VersionRestored(Event):
+    """A version was made that is an earlier one again, bit for bit."""
+
+    version: int  # the new number
+    restored: int  # the earlier one
+    ratio: float  # more than half of the sites judge it at most this times the one it replaces
+
+
+@dataclass(frozen=True)
+class VersionExported(Event):
+    """Which version became the adapter."""
+
+    version: int
+    made: int  # the round that made it; not `version` where an earlier one was restored
+    last: int  # the last round
+    score: float | None  # as in VersionJudged; 1 or more: no better than the base
+    judges: int  # sites that judged it
+    sites: int  # sites whose judgements count
+
+
+@dataclass(frozen=True)
 class SiteBenched(Event):
     site: str
     reason: str

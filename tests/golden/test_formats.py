@@ -38,8 +38,12 @@ from boli.journal import (
     SiteBenched,
     SiteJoined,
     SiteLeft,
+    SitesCompared,
     UpdateAccepted,
     UpdateRejected,
+    VersionExported,
+    VersionJudged,
+    VersionRestored,
     read_journal,
 )
 from boli.rounds.checkpoint import from_parts, to_parts
@@ -61,7 +65,11 @@ CODECS: dict[str, Codec] = {
     "public8": PublicCodec(value_bits=8).on(SUPPORT, MOVED, ((0, 300),), 300),
 }
 FRAMES = {name: [f"frame-v1-{name}.bin"] for name in CODECS}
-JOURNALS = ["journal-v1.jsonl", "journal-v1-copies.jsonl"]
+JOURNALS = ["journal-v1.jsonl", "journal-v1-copies.jsonl", "journal-v1-best.jsonl"]
+ADDED: dict[str, set[type[Event]]] = {  # kinds that the journal of that name was the first to have
+    "journal-v1-copies.jsonl": {CopyRead},
+    "journal-v1-best.jsonl": {SitesCompared, VersionExported, VersionJudged, VersionRestored},
+}
 CHECKPOINTS = ["checkpoint-v1.safetensors", "checkpoint-v1-support.safetensors"]
 
 LAYOUT = "0123456789abcdef0123456789abcdef"
@@ -92,6 +100,10 @@ EVENTS: list[Event] = [
     ),
     UpdateRejected("first-1-gaya-2", "gaya", "stale", "4 rounds behind"),
     RoundStepped(1, 1, 20480, 0.1, 5.5),
+    SitesCompared(1, {"gaya": {"norm": 0.1, "bound": 0.5, "cosine": None, "offences": 2}}),
+    VersionJudged(1, {"gaya": 0.75}, 0.75, True),
+    VersionRestored(2, 1, 0.5),
+    VersionExported(2, 1, 20, None, 0, 1),
     SiteLeft("gaya", "signal 9"),
     SiteBenched("gaya", "3 updates in a row were refused"),
     AttemptsRefused("no key", "", 12, 60.0, "10.0.0.9:40000: authentication error"),
@@ -104,7 +116,9 @@ EVENTS: list[Event] = [
 
 def events_of(name: str) -> list[Event]:
     """Return what a journal tells: the kinds that there were when it was written."""
-    return [event for event in EVENTS if "copies" in name or not isinstance(event, CopyRead)]
+    later = JOURNALS[JOURNALS.index(name) + 1 :]
+    unknown = {kind for other in later for kind in ADDED[other]}
+    return [event for event in EVENTS if type(event) not in unknown]
 
 
 def vector_of(name: str) -> Any:

@@ -25,10 +25,14 @@ KINDS = sorted(Event.registry.values(), key=lambda kind: kind.name)
 SAMPLES: dict[Any, Any] = {
     str: "गया",
     int: 2**53,
+    bool: True,
     float: 0.1,
     list[str]: ["000000001.safetensors"],
     dict[str, str]: {"gaya": "mag"},
     dict[str, dict[str, int]]: {"mag": {"train": 3}},
+    dict[str, float]: {"gaya": 0.1},
+    float | None: None,
+    dict[str, dict[str, float | int | None]]: {"gaya": {"norm": 0.1, "cosine": None}},
 }
 
 
