@@ -8,7 +8,8 @@ A run's folder:
     checkpoints/    the coordinator's last two states
     versions/       the last compressed steps, for sites that missed some
     sites/NAME/     each site's own state and log; on another machine, it stays there
-    adapter/        the result, in PEFT's format (a whole model for adapter kind "full")
+    adapter/        the result, in PEFT's format (a whole model for adapter kind "full");
+                    its README.md says which version it is, and whether it is better than the base
     report.html, report.json
 """
 
@@ -34,6 +35,7 @@ from boli.journal import (
     RunFinished,
     RunInterrupted,
     RunResumed,
+    VersionExported,
 )
 from boli.model.layout import Layout
 from boli.plan import Plan
@@ -52,6 +54,7 @@ from boli.preparation import (
     read_json,
 )
 from boli.rounds.checkpoint import CheckpointStore
+from boli.rounds.journaled import version_exported
 from boli.rounds.loop import Rounds
 from boli.rounds.transport import Joined, Transport
 from boli.rounds.update import ServerState
@@ -269,7 +272,9 @@ def _to_the_end(
         return
     observe(Stage("exporting the adapter"))
     base = open_base(plan, prepared.base, observe)
-    _finish(run, plan, prepared, state, journal, base)
+    exported = version_exported(state, plan.rounds.total)
+    journal.append(exported)
+    _finish(run, plan, prepared, state, exported, journal, base)
     journal.append(RunFinished(state.version, time.monotonic() - started, "adapter"))
     journal.sync()
 
@@ -351,9 +356,16 @@ def _rounds(
 
 
 def _finish(
-    run: Run, plan: Plan, prepared: Prepared, state: ServerState, journal: Journal, base: Any
+    run: Run,
+    plan: Plan,
+    prepared: Prepared,
+    state: ServerState,
+    exported: VersionExported,
+    journal: Journal,
+    base: Any,
 ) -> None:
     """Export the adapter, and judge the base language once more with it."""
+    from boli.evaluation.card import card, exported_figures
     from boli.model.adapter import attach
     from boli.model.export import export_adapter
 
@@ -362,6 +374,8 @@ def _finish(
     try:
         unfinished.mkdir()
         export_adapter(state.theta, plan.model.adapter, base, unfinished)
+        text = card(run.id, plan, exported_figures(exported))
+        (unfinished / "README.md").write_text(text, encoding="utf-8")
         sync_tree(unfinished)
         shutil.rmtree(run.adapter, ignore_errors=True)
         unfinished.rename(run.adapter)

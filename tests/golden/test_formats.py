@@ -46,6 +46,7 @@ from boli.journal import (
     VersionRestored,
     read_journal,
 )
+from boli.rounds.best import Candidate, Selection
 from boli.rounds.checkpoint import from_parts, to_parts
 from boli.rounds.update import Folded, Order, ServerState, SiteProgress
 
@@ -70,10 +71,22 @@ ADDED: dict[str, set[type[Event]]] = {  # kinds that the journal of that name wa
     "journal-v1-copies.jsonl": {CopyRead},
     "journal-v1-best.jsonl": {SitesCompared, VersionExported, VersionJudged, VersionRestored},
 }
-CHECKPOINTS = ["checkpoint-v1.safetensors", "checkpoint-v1-support.safetensors"]
+CHECKPOINTS = [
+    "checkpoint-v1.safetensors",
+    "checkpoint-v1-support.safetensors",
+    "checkpoint-v1-best.safetensors",
+]
 
 LAYOUT = "0123456789abcdef0123456789abcdef"
 VECTOR = np.array([0.0, 1.0, -1.5, 0.25, 1024.0, -(2.0**-14)], np.float32)
+SELECTION = Selection(
+    base={"gaya": 2.5, "patna": 0.0},
+    open=Candidate(version=2, ratios={"gaya": 0.5}),
+    open_theta=VECTOR * 5,
+    kept=(Candidate(version=1, ratios={"gaya": 0.75}),),
+    best_theta=VECTOR * 6,
+    restored={2: 1},
+)
 EVENTS: list[Event] = [
     RunStarted("first-1", "a1b2c3d4e5f60718", "0.1.0", LAYOUT, 6, {"gaya": "mag"}),
     SiteJoined("gaya", {"mag": {"train": 90, "tuning": 5, "test": 5}}, 0),
@@ -146,7 +159,10 @@ def write_journal(path: Path) -> None:
         journal.close()
 
 
-def server_state(support: Support | None = SUPPORT) -> ServerState:
+def server_state(name: str = CHECKPOINTS[-1]) -> ServerState:
+    """Return what the checkpoint of that name holds: the fields that there were by then."""
+    written = CHECKPOINTS.index(name)
+    support = SUPPORT if written >= 1 else None
     order = Order(
         order="first-1-gaya-3",
         site="gaya",
@@ -188,6 +204,7 @@ def server_state(support: Support | None = SUPPORT) -> ServerState:
         norms=(0.25, 0.5),
         tokens=40960,
         journal_seq=7,
+        selection=SELECTION if written >= 2 else Selection(),
     )
 
 
@@ -261,8 +278,7 @@ def test_old_journal_can_be_gone_on_with(tmp_path: Path) -> None:
 
 def test_every_checkpoint_ever_written_can_be_read() -> None:
     for name in CHECKPOINTS:
-        expected = server_state(SUPPORT if "support" in name else None)
-        assert same(from_parts(*read_tensors(FOLDER / name)), expected)
+        assert same(from_parts(*read_tensors(FOLDER / name)), server_state(name))
 
 
 def test_golden_checkpoint_uses_every_field_of_the_state() -> None:

@@ -341,4 +341,5 @@ def _take_judgements(state: ServerState, delivery: Delivery) -> tuple[ServerStat
         )
         for judgement in header.judgements
     ]
+    state = replace(state, selection=state.selection.hear(name, version, header.judgements))
     return state.with_site(name, judged=version, judged_sequence=header.sequence), events

@@ -176,6 +176,10 @@ class VersionLog:
             StorageError: the folder cannot be written.
         """
         self.release = release
+        if release.step is None:  # it is an earlier version again, and goes out as a snapshot
+            self._frames, self._digests = {}, {}
+            self._note(release)
+            return
         self._note(release)
         for rank, spans in dict(self.views.values()).items():
             frame = release.delta_frame(rank, spans)
@@ -191,10 +195,11 @@ class VersionLog:
             self._write(self.folder)
 
     def step_for(self, site: str) -> Version:
-        """Return the last step, for a node that holds the version before."""
+        """Return the last step, for a node that holds the version before; or the whole version."""
         rank, _ = self.views[site]
         version = self.release.version
-        return Version(version, False, self._frames[rank, version])
+        frame = self._frames.get((rank, version))
+        return self.snapshot_for(site) if frame is None else Version(version, False, frame)
 
     def snapshot_for(self, site: str) -> Version:
         """Return the whole version, for a node that missed some."""

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from boli.codec.codec import EXACT, DenseCodec, encode_frame
 from boli.codec.facts import pack_facts
 from boli.codec.support import Support
+from boli.rounds.best import Selection
 
 Vector = NDArray[np.float32]
 Sums = NDArray[np.int64]
@@ -140,7 +141,7 @@ class Release:
     version: int
     layout: str
     theta: Vector  # (d,)
-    step: Vector | None = None  # (d,), theta_before - step = theta; None for the first
+    step: Vector | None = None  # (d,), theta_before - step = theta; None: no step leads here
     frame: bytes = b""  # that holds the whole step
 
     def delta_frame(self, rank: int | None, spans: Spans) -> bytes:
@@ -228,6 +229,7 @@ class ServerState:
     norms: tuple[float, ...] = ()  # of the last rounds' updates
     tokens: int = 0
     journal_seq: int = 0  # lines of the journal that this state knows of
+    selection: Selection = field(default_factory=Selection)  # which version is exported
 
     def with_site(self, name: str, **values: object) -> ServerState:
         """Return a copy in which one site's progress has these values."""
