@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boli.evaluation.card import exported_sentences
 from boli.evaluation.plots import NUM_COLORS, plots
-from boli.evaluation.units import bits, count, duration, percent, size, utc
+from boli.evaluation.units import SPACE, bits, count, duration, percent, signed, size, utc
 
 if TYPE_CHECKING:
     import jinja2
@@ -35,6 +36,7 @@ def templates() -> jinja2.Environment:
     )
     environment.filters |= {
         "bits": bits,
+        "signed": signed,
         "count": count,
         "duration": duration,
         "percent": percent,
@@ -47,7 +49,8 @@ def templates() -> jinja2.Environment:
 def page(figures: Figures) -> str:
     """Return the page of a run; `figures` are those of report.json."""
     environment = templates()
-    environment.filters["verdict"] = verdict
+    environment.filters |= {"verdict": verdict, "change": _change}
+    exported = figures["exported"]
     colors = {code: f"series{k % NUM_COLORS}" for k, code in enumerate(figures["languages"])}
     tested = [each["before"]["test"] for each in figures["languages"].values()]
     tested += [each["after"]["test"] for each in figures["languages"].values()]
@@ -56,9 +59,16 @@ def page(figures: Figures) -> str:
         colors=colors,
         largest=max((value for value in tested if value is not None), default=1.0),
         summary=list(summary(figures)),
+        exported=[] if exported is None else list(exported_sentences(exported)),
         plots=plots(figures, colors),
+        sites={name: f"series{k % NUM_COLORS}" for k, name in enumerate(figures["sites"])},
         settings=list(_settings(figures["plan"]["settings"])),
     )
+
+
+def _change(ratio: float | None) -> str:
+    """Return a ratio as a change."""
+    return "–" if ratio is None else f"{signed((ratio - 1) * 100, 1)}{SPACE}%"
 
 
 def verdict(change_percent: float | None) -> str:
@@ -87,6 +97,8 @@ def summary(figures: Figures) -> Iterator[str]:
             yield f"What ended it: {figures['failure']}."
     elif figures["status"] == "running":
         yield f"The run goes on: {figures['version']} of {total} rounds are done."
+    if figures["exported"] is not None:
+        yield from exported_sentences(figures["exported"])
     yield from _outcome(figures, ours)
     base = figures["forgetting"]
     if base and base["change_percent"] is not None:
@@ -104,7 +116,7 @@ def _outcome(figures: Figures, ours: Sequence[str]) -> Iterator[str]:
     benched = [name for name, site in figures["sites"].items() if site["benched"]]
     if benched:
         who = f"Site{'s' if len(benched) > 1 else ''} {listed(benched)}"
-        yield f"{who} got no more orders, as updates were refused again and again."
+        yield f"{who} {'were' if len(benched) > 1 else 'was'} suspended: no more orders were given."
     if mean["change_percent"] is None:
         yield "No test part has been judged since, so there is no gain to tell of yet."
         return
