@@ -26,7 +26,7 @@ from boli.engine.parts import FETCH_BYTES
 from boli.errors import SiteError, TransportError
 from boli.evaluation.units import duration
 from boli.site.doctor import Finding, look_at_disk, look_at_folder, look_at_machine, look_at_text
-from boli.site.kit import Kit, SiteFolder
+from boli.site.kit import Kit, SiteFolder, read_kit
 
 REACH_SECONDS = 30.0  # a line may take five seconds each way, and lose the first tries
 ENTER_SECONDS = 90.0
@@ -154,10 +154,11 @@ class Visit:
         """Return what the coordinator is doing; nothing while it is away.
 
         Raises:
-            TransportError: the line was lost.
+            SiteError: it says what no site can follow.
+            TransportError: the line was lost, or it speaks another protocol.
         """
         answer = self._ask([{"kit": True}])
-        return Kit.model_validate_json(answer[0]) if answer else None
+        return read_kit(answer[0]) if answer else None
 
     def _ask(self, wanted: list[dict[str, Any]]) -> list[bytes]:
         """Ask all at once; empty while the coordinator is away."""
