@@ -27,7 +27,6 @@ from nats.aio.msg import Msg
 from boli.engine.identities import Address, Identities, write_invitation
 from boli.engine.nats import NatsTransport
 from boli.engine.nats_server import Server
-from boli.rounds.transport import Arrival
 from boli.rounds.update import Order, Release
 from boli.site.kit import BaseFile, Kit, kit_of, sha256_of
 
@@ -243,7 +242,7 @@ class Rogue:
             yield
             time.sleep(0.2)
 
-    def arrivals(self, wanted: type[Arrival]) -> list[Any]:
+    def arrivals(self, wanted: Any) -> list[Any]:
         """Return what came of one kind, as soon as there is some."""
         found: list[Any] = []
 
@@ -256,19 +255,30 @@ class Rogue:
 
     def serve_honestly(self) -> str:
         """Offer an honest run, and ask for one step; return what the site did, or raise."""
-        from boli.rounds.transport import Delivery, Joined
+        from boli.rounds.transport import Joined
 
         self.pieces = lambda _: None
         self.offer(self._kit)
         (joined, *_) = self.arrivals(Joined)
+        tokens = self.ask_for_a_step(1)
+        return f"an honest run was served: {tokens} tokens, {joined.site}"
+
+    def ask_for_a_step(self, sequence: int) -> int:
+        """Ask for one local step, also of a node that was started again; return its tokens."""
+        from boli.rounds.transport import Delivery, Joined
+
         order = Order(
-            order="honest-gaya-1",
+            order=f"honest-{SITE}-{sequence}",
             site=SITE,
-            sequence=1,
+            sequence=sequence,
             base_version=0,
             layout=self.layout,
             local_steps=1,
         )
         self.transport.send_order(order)
-        (delivery, *_) = self.arrivals(Delivery)
-        return f"an honest run was served: {delivery.update.header.tokens} tokens, {joined.site}"
+        while True:
+            for arrival in self.arrivals(Joined | Delivery):
+                if isinstance(arrival, Joined):
+                    self.transport.send_order(order)
+                elif arrival.update.header.sequence == sequence:
+                    return int(arrival.update.header.tokens)
