@@ -167,7 +167,9 @@ def encode_frame(
         CodecError: an entry is NaN or infinite.
     """
     if not np.isfinite(vector).all():
-        raise CodecError("an entry is NaN or infinite", "lower the learning rate of local steps")
+        raise CodecError(
+            "an entry is NaN or infinite", "lower the learning rate of local steps", "site.diverged"
+        )
     payload = codec.encode(vector, base_version)
     header = _HEADER.pack(
         MAGIC,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from boli.errors import ModelError
+from boli.pretrained import load_model, load_part
 
 MOST_TOKENS = 512  # of a text: its beginning is judged
 TOKENS_AT_ONCE = 8192
@@ -85,12 +86,11 @@ def open_scorer(folder: Path) -> Scorer:
     import transformers
 
     torch.set_num_threads(1)  # each worker has a core
-    options = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, **options
-        )
+        tokenizer = load_part(transformers.AutoTokenizer, folder)
+        model = load_model(transformers.AutoModelForCausalLM, folder)
+    except ModelError:
+        raise
     except Exception as error:  # they have no common kind
         raise ModelError(
             f"cannot load {folder}: {error}", "give a causal language model with safetensors"

@@ -13,6 +13,7 @@ from boli.engine.nats_log import ServerLog
 from boli.engine.nats_server import STORE_BYTES, Server, reserved_bytes, running
 from boli.errors import StorageError
 from boli.evaluation.units import size
+from boli.pretrained import folder_of
 from boli.rounds.transport import Refused, Transport
 from boli.site.kit import kit_of
 
@@ -56,6 +57,7 @@ class Coordinator:
         """Yield the coordinator's side, with the server up for as long.
 
         Raises:
+            ModelError: sites would refuse the base.
             StorageError: the streams of the plan's sites do not fit.
             TransportError: the server does not start, or is not reached.
         """
@@ -113,7 +115,8 @@ class Coordinator:
         from boli.engine.nats import NatsTransport
 
         identities = Identities(self.folder)
-        kit = kit_of(run, plan, base)
+        folder = folder_of(base)
+        kit = kit_of(run, plan, folder, base)
         self.say(f"sites reach this coordinator at {self.listen}")
         for site in plan.site:
             guest = identities.guests().get(site.name)
@@ -122,7 +125,7 @@ class Coordinator:
         return NatsTransport(
             identities.access(address),
             kit,
-            Path(base) if kit.files else None,
+            folder,
             versions,
             identities.access(address, "system"),
             self._refused(identities),

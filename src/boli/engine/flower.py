@@ -136,10 +136,12 @@ def main(grid: Grid, context: Context) -> None:
 
     @contextlib.contextmanager
     def engine(run: Run, prepared: Prepared) -> Iterator[Transport]:
+        from boli.pretrained import folder_of
         from boli.site.kit import kit_of
 
-        kit, versions = kit_of(run.id, plan, prepared.base), run.folder / "versions"
-        transport = FlowerTransport(GridPost(grid), kit, Path(prepared.base), versions, pace)
+        base, versions = folder_of(prepared.base), run.folder / "versions"
+        kit = kit_of(run.id, plan, base, prepared.base)
+        transport = FlowerTransport(GridPost(grid), kit, base, versions, pace)
         with contextlib.closing(transport):
             yield transport
 

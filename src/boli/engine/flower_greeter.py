@@ -102,7 +102,7 @@ class Greeter:
         answer = converse(self.post, node, data, self.seconds, is_wanted)
         try:
             greeting = read_greeting(answer)
-            if greeting.problem or not self.is_site(greeting.site):
+            if greeting.code or not self.is_site(greeting.site):
                 return greeting
             have = dict(greeting.have)
             while pieces := self._pieces(have):

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,8 +24,17 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from boli.engine.wire import FIGURES, Failing, Joining, Line, pack_message, unpack_message
-from boli.errors import TransportError
+from boli.engine.wire import (
+    FIGURES,
+    Failing,
+    Joining,
+    Line,
+    pack_message,
+    read_joining,
+    unpack_message,
+    unsound,
+)
+from boli.errors import OWN_LOG, TransportError
 from boli.rounds.transport import (
     Arrival,
     Delivery,
@@ -101,7 +110,7 @@ class LocalTransport:
 
     def _spawn(self, seat: _Seat) -> None:
         mine, theirs = socket.socketpair()
-        log = self._folder / f"{seat.site}.log"
+        log = self._log(seat)
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {
             **os.environ,
@@ -193,15 +202,22 @@ class LocalTransport:
                 case "measure":
                     return Measurement(seat.site, FIGURES.validate_python(body))
                 case "join":
-                    return self._joined(seat, Joining.model_validate(body))
+                    return self._joined(seat, read_joining(body))
                 case "failed":
-                    failed = Failing.model_validate(body)
+                    failed = Failing.model_validate(body).failed(seat.site)
                     seat.failed = True
-                    return Failed(seat.site, failed.problem, failed.hint)
+                    hint = failed.hint.replace(OWN_LOG, self._log_says_more(seat))
+                    return replace(failed, hint=hint)
                 case _:
-                    return Malformed(seat.site, f"unknown kind {kind[:20]!r}")
+                    return Malformed(seat.site, "a message of an unknown kind")
         except (TransportError, ValidationError) as error:
-            return Malformed(seat.site, str(error).splitlines()[0][:200])
+            return unsound(seat.site, error)
+
+    def _log(self, seat: _Seat) -> Path:
+        return self._folder / f"{seat.site}.log"
+
+    def _log_says_more(self, seat: _Seat) -> str:
+        return f"its log says more: {self._log(seat)}"
 
     def _joined(self, seat: _Seat, found: Joining) -> Joined:
         assert self._versions is not None
@@ -225,7 +241,7 @@ class LocalTransport:
         seat.failures += 1
         if seat.failures > RESTARTS_BORNE:
             problem = f"ended {seat.failures} times without an update ({reason})"
-            return Failed(seat.site, problem, f"its log is {self._folder / seat.site}.log")
+            return Failed(seat.site, problem, self._log_says_more(seat))
         seat.restarts += 1
         seat.start_at = time.monotonic() + 0.2 * (2 ** (seat.failures - 1) - 1)
         return Left(seat.site, reason)

@@ -30,7 +30,7 @@ from boli.engine.nats_seat import Doorkeeper, Seat
 from boli.engine.nats_sender import Sender
 from boli.engine.nats_streams import create_streams, empty_down
 from boli.engine.parts import FETCH_BYTES, Assembler, Label
-from boli.engine.wire import FIGURES, Failing, Joining, pack_message, unpack_message
+from boli.engine.wire import FIGURES, Failing, pack_message, read_joining, unpack_message, unsound
 from boli.errors import CodecError, TransportError
 from boli.rounds.transport import (
     Arrival,
@@ -338,20 +338,20 @@ class NatsTransport:
                 seat.handles.setdefault(header.sequence, []).extend(handles)
                 return Delivery(seat.site, Update(header, payload))
             if kind != "failed":
-                raise TransportError(f"unknown kind {kind[:20]!r}")
-            failing = Failing.model_validate(body)
+                raise TransportError("a message of an unknown kind")
+            failed = Failing.model_validate(body).failed(seat.site)
         except (TransportError, ValidationError) as error:
             self._pardon(seat, handles)
-            return Malformed(seat.site, str(error).splitlines()[0][:200])
+            return unsound(seat.site, error)
         self._pardon(seat, handles)  # it comes seldom
-        return Failed(seat.site, failing.problem, failing.hint)
+        return failed
 
     def _take_join(self, seat: Seat, data: bytes) -> Arrival | None:
         assert self._versions is not None
         try:
-            found = Joining.model_validate(unpack_facts(data))
-        except (CodecError, ValidationError) as error:
-            return Malformed(seat.site, str(error).splitlines()[0][:200])
+            found = read_joining(unpack_facts(data))
+        except (CodecError, TransportError, ValidationError) as error:
+            return unsound(seat.site, error)
         seat.restarts += 1
         seat.joined = True
         self._out.discard(seat.site)  # a revoked key that is still let in is told again

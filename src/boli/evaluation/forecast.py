@@ -21,6 +21,7 @@ from boli.errors import ModelError
 from boli.model.layout import Layout
 from boli.plan import AdapterPlan, LocalStepsPlan, Plan, SitePlan, available_cores
 from boli.plan_rounds import OneWayPlan
+from boli.pretrained import load_config
 
 MESSAGE_BYTES = 150  # of facts around a payload: 130 up, 170 down, measured
 PROCESS_BYTES = 450_000_000  # Python, torch and transformers before any model
@@ -115,7 +116,7 @@ def _empty_model(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> tuple
     else:
         assert base.path is not None
         try:
-            config = transformers.AutoConfig.from_pretrained(base.path)
+            config = load_config(base.path)
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"there is no base model at {base.path}",

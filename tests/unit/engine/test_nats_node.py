@@ -33,7 +33,8 @@ class HeardMeanwhile(SiteFolder):
 
     def open_node(self, kit: Kit, link: Any, restarts: int = 0) -> Any:
         self.run_folder(kit).mkdir(parents=True, exist_ok=True)
-        return SimpleNamespace(run=lambda: self.served.append(kit.run))
+        work = SimpleNamespace(layout=SimpleNamespace(size=4))
+        return SimpleNamespace(run=lambda: self.served.append(kit.run), work=work)
 
 
 @pytest.fixture
