@@ -136,10 +136,14 @@ def main(grid: Grid, context: Context) -> None:
 
     @contextlib.contextmanager
     def engine(run: Run, prepared: Prepared) -> Iterator[Transport]:
+        from boli.codec.codec import codec_for
         from boli.site.kit import kit_of
 
         kit, versions = kit_of(run.id, plan, prepared.base), run.folder / "versions"
-        transport = FlowerTransport(GridPost(grid), kit, Path(prepared.base), versions, pace)
+        payload_bytes = codec_for(plan.codec).payload_bytes
+        transport = FlowerTransport(
+            GridPost(grid), kit, Path(prepared.base), versions, pace, payload_bytes
+        )
         with contextlib.closing(transport):
             yield transport
 
