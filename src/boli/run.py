@@ -282,11 +282,16 @@ def _to_the_end(
 @contextlib.contextmanager
 def local_engine(run: Run, prepared: Prepared) -> Iterator[Transport]:
     """Bring up the sites as processes on this machine."""
+    from boli.codec.codec import codec_for
     from boli.engine.local import LocalTransport, node_command
 
     folder = run.folder.resolve()
     transport = LocalTransport(
-        node_command(folder), folder / "sites", prepared.threads, folder / "versions"
+        node_command(folder),
+        folder / "sites",
+        prepared.threads,
+        folder / "versions",
+        codec_for(run.plan.codec).payload_bytes,
     )
     with contextlib.closing(transport):
         yield transport
@@ -320,6 +325,7 @@ def _rounds(
         max_tokens_per_step=tokens_a_step,
         outer=outer_optimizer(rounds.outer),
         spans={site.name: layout.view(site.rank).spans for site in plan.site},
+        uplink=codec_for(plan.codec),
         downlink=codec_for(plan.codec.down),
         downlink_decay=decay_for(plan.codec.down, rounds.total),
         cohorts=cohorts_for(plan),

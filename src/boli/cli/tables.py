@@ -156,6 +156,12 @@ def show_scores(scores: Sequence[Score]) -> None:
             *_judged(score.base, score.adapted),
         )
     console.print(table)
+    for score in scores:
+        if score.lost_share:
+            console.print(
+                f"note      {score.lost_share:.1%} of the bytes of {score.path} are not in this "
+                "tokenizer's alphabet: counted at 8 bits each"
+            )
 
 
 def show_sites(guests: Mapping[str, Guest], runs: Sequence[Run]) -> None:

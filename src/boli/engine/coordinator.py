@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from boli.codec.codec import codec_for
 from boli.engine.identities import Address, Identities, down_stream, up_stream
 from boli.engine.nats_log import ServerLog
 from boli.engine.nats_server import STORE_BYTES, Server, reserved_bytes, running
@@ -130,4 +131,5 @@ class Coordinator:
             identities.access(address, "system"),
             self._refused(identities),
             identities.revoked,
+            codec_for(plan.codec).payload_bytes,
         )

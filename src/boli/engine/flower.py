@@ -136,12 +136,14 @@ def main(grid: Grid, context: Context) -> None:
 
     @contextlib.contextmanager
     def engine(run: Run, prepared: Prepared) -> Iterator[Transport]:
+        from boli.codec.codec import codec_for
         from boli.pretrained import folder_of
         from boli.site.kit import kit_of
 
         base, versions = folder_of(prepared.base), run.folder / "versions"
         kit = kit_of(run.id, plan, base, prepared.base)
-        transport = FlowerTransport(GridPost(grid), kit, base, versions, pace)
+        payload_bytes = codec_for(plan.codec).payload_bytes
+        transport = FlowerTransport(GridPost(grid), kit, base, versions, pace, payload_bytes)
         with contextlib.closing(transport):
             yield transport
 

@@ -36,6 +36,7 @@ from boli.engine.wire import (
 )
 from boli.errors import TransportError, public_words
 from boli.rounds.transport import (
+    DENSE,
     Arrival,
     Delivery,
     Failed,
@@ -43,6 +44,7 @@ from boli.rounds.transport import (
     Left,
     Malformed,
     Measurement,
+    PayloadBytes,
     VersionLog,
     held_digest,
 )
@@ -67,8 +69,10 @@ class FlowerTransport:
         base: Path,
         versions: Path | None = None,
         pace: Pace | None = None,
+        payload_bytes: PayloadBytes = DENSE,
     ) -> None:
         self._post, self._kit, self._pace = post, kit, pace or Pace()
+        self._payload_bytes = payload_bytes
         self._seats: dict[str, Seat] = {}
         self._greeter = Greeter(
             post, kit, base, self._pace.ttl_seconds, lambda site: site in self._seats
@@ -83,7 +87,9 @@ class FlowerTransport:
 
     def start(self, views: Mapping[str, tuple[int | None, Spans]], release: Release) -> None:
         self._versions = VersionLog(views, release, self._versions_folder)
-        self._seats = {site: Seat(site, spans) for site, (_, spans) in views.items()}
+        for site, (_, spans) in views.items():
+            entries = sum(stop - start for start, stop in spans)
+            self._seats[site] = Seat(site, spans, self._payload_bytes(entries))
         self._in_thread(self._look)
 
     def _in_thread(self, work: Callable[[], None]) -> None:

@@ -36,6 +36,7 @@ from boli.engine.wire import (
 )
 from boli.errors import OWN_LOG, TransportError
 from boli.rounds.transport import (
+    DENSE,
     Arrival,
     Delivery,
     Failed,
@@ -43,6 +44,7 @@ from boli.rounds.transport import (
     Left,
     Malformed,
     Measurement,
+    PayloadBytes,
     Version,
     VersionLog,
 )
@@ -91,11 +93,17 @@ class LocalTransport:
     """The coordinator's side: starts nodes, watches them, passes messages."""
 
     def __init__(
-        self, command: NodeCommand, folder: Path, threads: int = 1, versions: Path | None = None
+        self,
+        command: NodeCommand,
+        folder: Path,
+        threads: int = 1,
+        versions: Path | None = None,
+        payload_bytes: PayloadBytes = DENSE,
     ) -> None:
         self._command = command
         self._folder = folder  # one log file a site
         self._threads = threads
+        self._payload_bytes = payload_bytes
         self._seats: dict[str, _Seat] = {}
         self._incoming: queue.SimpleQueue[tuple[_Seat, Line, bytes | None]] = queue.SimpleQueue()
         self._versions_folder = versions  # outlives this process
@@ -105,7 +113,7 @@ class LocalTransport:
         self._versions = VersionLog(views, release, self._versions_folder)
         for site, (_, spans) in views.items():
             entries = sum(stop - start for start, stop in spans)
-            self._seats[site] = _Seat(site, HEADERS_BYTES + 4 * entries)
+            self._seats[site] = _Seat(site, HEADERS_BYTES + self._payload_bytes(entries))
             self._spawn(self._seats[site])
 
     def _spawn(self, seat: _Seat) -> None:

@@ -33,12 +33,14 @@ from boli.engine.parts import FETCH_BYTES, Assembler, Label
 from boli.engine.wire import FIGURES, Failing, pack_message, read_joining, unpack_message, unsound
 from boli.errors import CodecError, TransportError
 from boli.rounds.transport import (
+    DENSE,
     Arrival,
     Delivery,
     Failed,
     Left,
     Malformed,
     Measurement,
+    PayloadBytes,
     Refused,
     Version,
     VersionLog,
@@ -70,9 +72,11 @@ class NatsTransport:
         watcher: Access | None = None,
         refused: Callable[[], Sequence[Refused]] = tuple,  # by the server, since the last time
         revoked: Callable[[], Collection[str]] = tuple,  # sites without a key by now
+        payload_bytes: PayloadBytes = DENSE,
     ) -> None:
         self._kit, self._base, self._versions_folder = kit, base, versions
         self._refused, self._revoked, self._looked_at = refused, revoked, 0.0
+        self._payload_bytes = payload_bytes
         self._out: set[str] = set()  # sites whose key was revoked
         self._doorkeeper = Doorkeeper(self._gone)
         self._line = Line(access, self._connected)
@@ -99,7 +103,7 @@ class NatsTransport:
                     partial(empty_down, site=site),
                     partial(self._not_stored, site),
                 ),
-                Assembler(HEADERS_BYTES + 4 * entries),
+                Assembler(HEADERS_BYTES + self._payload_bytes(entries)),
             )
         self._line.open()
         deadline = time.monotonic() + START_SECONDS
@@ -230,7 +234,8 @@ class NatsTransport:
         for task in self._tasks:
             task.cancel()
         for seat in self._seats.values():
-            await create_streams(client, seat.site, self._kit.run, seat.assembler.largest_bytes)
+            largest_bytes = HEADERS_BYTES + seat.snapshot_bytes  # either way
+            await create_streams(client, seat.site, self._kit.run, largest_bytes)
         # By its full name each: the server pushes only so, and a site that shouts is alone with it.
         for site in self._seats:
             for what, take in (

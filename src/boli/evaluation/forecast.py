@@ -69,7 +69,7 @@ def forecast(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> Forecast:
     """Return what a plan will do on this machine.
 
     Raises:
-        ModelError: the base is not there.
+        ModelError: the base is not there, or its tokenizer loses text of a site.
     """
     from boli.model.adapter import adapter_layout
 
@@ -97,7 +97,7 @@ def forecast(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> Forecast:
         * steps.sequence_length,
         pretrain_seconds=pretrain,
         train_seconds=train,
-        notes=tuple(_notes(plan, splits)),
+        notes=(*_notes(plan, splits), *_lost(plan, splits)),
     )
 
 
@@ -252,4 +252,37 @@ def _notes(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> list[str]:
                 )
     if not plan.model.base.text:
         notes.append("model.base.text is empty: forgetting of the base language is not judged")
+    return notes
+
+
+def _lost(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> list[str]:
+    """Say how much of the sites' text the base's tokenizer loses.
+
+    Raises:
+        ModelError: it is too much, or the tokenizer cannot be loaded.
+    """
+    import transformers
+
+    from boli.evaluation.metrics import check_tokenizer
+
+    origin = plan.model.base.path
+    if origin is None:  # ours works on bytes
+        return []
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(origin, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelError(
+            f"cannot load the tokenizer of {origin}: {type(error).__name__}",
+            "model.base.path needs a folder with a tokenizer, or a hub id",
+        ) from error
+    notes = []
+    for site in plan.site:
+        for language, split in splits[site.name].items():
+            lines = [*split.train, *split.tuning, *split.test]
+            share = check_tokenizer(tokenizer, lines, f"site {site.name} in {language}")
+            if share:
+                notes.append(
+                    f"{share:.2%} of the bytes of site {site.name} in {language} are not in the "
+                    "tokenizer's alphabet: counted at 8 bits each"
+                )
     return notes

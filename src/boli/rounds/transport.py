@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from boli.codec.codec import HEADER_BYTES
+from boli.codec.codec import HEADER_BYTES, DenseCodec
 from boli.durable import read_tensors, write_tensors
 from boli.errors import CorruptFileError
 from boli.rounds.update import (
@@ -24,6 +24,9 @@ from boli.rounds.update import (
     Verdict,
     take,
 )
+
+PayloadBytes = Callable[[int], int]  # the most bytes of an update of so many entries
+DENSE: PayloadBytes = DenseCodec().payload_bytes
 
 
 @dataclass(frozen=True)

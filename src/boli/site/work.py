@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from boli.corpus.sources import Split, read_split, share_of
 from boli.errors import SiteError
-from boli.evaluation.metrics import bits_per_byte
+from boli.evaluation.metrics import bits_per_byte, check_tokenizer
 from boli.model.adapter import adapter_layout, attach
 from boli.model.base import Base, best_device, load_base
 from boli.model.group import share_out
@@ -51,6 +51,9 @@ class TrainingWork:
         self.num_lines: Mapping[str, Mapping[str, int]] = {
             language: split.counts for language, split in splits.items()
         }
+        for language, split in splits.items():
+            whose = f"site {site.name} in {language}"
+            check_tokenizer(base.tokenizer, [*split.train, *split.tuning, *split.test], whose)
         lines = [line for split in splits.values() for line in split.train]
         steps = plan.model.local_steps
         if plan.codec.name == "dgc":  # so that the mean of N sites' steps is clipped at clip_norm
