@@ -61,9 +61,14 @@ CODECS: dict[str, Codec] = {
     "public8": PublicCodec(value_bits=8).on(SUPPORT, MOVED, ((0, 300),), 300),
 }
 FRAMES = {name: [f"frame-v1-{name}.bin"] for name in CODECS}
-JOURNALS = ["journal-v1.jsonl", "journal-v1-copies.jsonl"]
-CHECKPOINTS = ["checkpoint-v1.safetensors", "checkpoint-v1-support.safetensors"]
+JOURNALS = ["journal-v1.jsonl", "journal-v1-copies.jsonl", "journal-v2.jsonl"]
+CHECKPOINTS = [
+    "checkpoint-v1.safetensors",
+    "checkpoint-v1-support.safetensors",
+    "checkpoint-v1-anchored.safetensors",
+]
 
+ANCHOR = "ab" * 32
 LAYOUT = "0123456789abcdef0123456789abcdef"
 VECTOR = np.array([0.0, 1.0, -1.5, 0.25, 1024.0, -(2.0**-14)], np.float32)
 EVENTS: list[Event] = [
@@ -104,7 +109,8 @@ EVENTS: list[Event] = [
 
 def events_of(name: str) -> list[Event]:
     """Return what a journal tells: the kinds that there were when it was written."""
-    return [event for event in EVENTS if "copies" in name or not isinstance(event, CopyRead)]
+    has_copies = name != "journal-v1.jsonl"
+    return [event for event in EVENTS if has_copies or not isinstance(event, CopyRead)]
 
 
 def vector_of(name: str) -> Any:
@@ -132,7 +138,7 @@ def write_journal(path: Path) -> None:
         journal.close()
 
 
-def server_state(support: Support | None = SUPPORT) -> ServerState:
+def server_state(support: Support | None = SUPPORT, anchor: str = ANCHOR) -> ServerState:
     order = Order(
         order="first-1-gaya-3",
         site="gaya",
@@ -174,6 +180,7 @@ def server_state(support: Support | None = SUPPORT) -> ServerState:
         norms=(0.25, 0.5),
         tokens=40960,
         journal_seq=7,
+        journal_hash=anchor,
     )
 
 
@@ -247,7 +254,10 @@ def test_old_journal_can_be_gone_on_with(tmp_path: Path) -> None:
 
 def test_every_checkpoint_ever_written_can_be_read() -> None:
     for name in CHECKPOINTS:
-        expected = server_state(SUPPORT if "support" in name else None)
+        expected = server_state(
+            None if name == "checkpoint-v1.safetensors" else SUPPORT,
+            ANCHOR if "anchored" in name else "",
+        )
         assert same(from_parts(*read_tensors(FOLDER / name)), expected)
 
 

@@ -43,6 +43,8 @@ def to_parts(state: ServerState) -> tuple[dict[str, NDArray[Any]], dict[str, Any
         "tokens": state.tokens,
         "journal_seq": state.journal_seq,
     }
+    if state.journal_hash:
+        facts["journal_hash"] = state.journal_hash
     if state.support is not None:
         facts["support"] = state.support.model_dump(mode="json")
     return arrays, facts
@@ -77,7 +79,11 @@ def from_parts(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> 
         norms=tuple(facts["norms"]),
         tokens=facts["tokens"],
         journal_seq=facts["journal_seq"],
+        journal_hash=facts.get("journal_hash", ""),
     )
+
+
+Found = tuple[ServerState, list[Path]]  # the newest that is whole, and the corrupt ones after it
 
 
 class CheckpointStore:
@@ -94,7 +100,7 @@ class CheckpointStore:
         """
         self._generations.save(*to_parts(state))
 
-    def load(self) -> tuple[ServerState, list[Path]] | None:
+    def load(self) -> Found | None:
         """Return the newest whole checkpoint and the corrupt files passed over.
 
         Past a corrupt one, every site is asked anew: it may have answered orders that
