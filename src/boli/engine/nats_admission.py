@@ -69,12 +69,10 @@ def surplus(waiting: Sequence[Unauthenticated], keep: int) -> list[Unauthenticat
             level = share
             break
         level, left = size, left - size
-    dropped = [
-        one for all_of_it in by_network.values() for one in all_of_it[: len(all_of_it) - level]
-    ]
+    dropped = [one for every in by_network.values() for one in every[: max(0, len(every) - level)]]
     if level == 0:  # more networks than places: the newest have them, one each
-        newest = sorted(all_of_it.pop() for all_of_it in by_network.values())
-        dropped = [*chain.from_iterable(by_network.values()), *newest[: len(newest) - keep]]
+        newest = sorted(every.pop() for every in by_network.values())
+        dropped = [*chain.from_iterable(by_network.values()), *newest[: max(0, len(newest) - keep)]]
     return dropped
 
 

@@ -36,7 +36,7 @@ from boli.engine.tcp import moves
 from boli.errors import TransportError
 
 DIAL_SECONDS, LONGEST_DIAL_SECONDS = 1.5, 2.5  # between attempts
-LOCAL_DIAL_SECONDS = 0.1  # on this machine: when a server starts, before strangers fill it
+LOCAL_DIAL_SECONDS = 0.1  # of the coordinator beside its server: before strangers fill it
 DIALS_AT_ONCE = 12
 SHORT_SECONDS = 2.0  # of a stop after which the old connection may as well go on
 REFUSED_SECONDS = 30.0  # after a key was refused: it may be a server that starts
@@ -217,7 +217,7 @@ class Line:
             KeyRefusedError: the server does not know the key.
         """
         attempts: dict[asyncio.Task[Way], list[socket.socket]] = {}
-        here = self.access.address.is_loopback
+        here = not self.access.name and self.access.address.is_loopback
         pause = LOCAL_DIAL_SECONDS if here else DIAL_SECONDS
         try:
             while True:
