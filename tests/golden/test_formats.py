@@ -66,17 +66,18 @@ CODECS: dict[str, Codec] = {
     "public8": PublicCodec(value_bits=8).on(SUPPORT, MOVED, ((0, 300),), 300),
 }
 FRAMES = {name: [f"frame-v1-{name}.bin"] for name in CODECS}
-JOURNALS = ["journal-v1.jsonl", "journal-v1-copies.jsonl", "journal-v1-best.jsonl"]
+JOURNALS = ["journal-v1.jsonl", "journal-v1-copies.jsonl", "journal-v2.jsonl"]
 ADDED: dict[str, set[type[Event]]] = {  # kinds that the journal of that name was the first to have
     "journal-v1-copies.jsonl": {CopyRead},
-    "journal-v1-best.jsonl": {SitesCompared, VersionExported, VersionJudged, VersionRestored},
+    "journal-v2.jsonl": {SitesCompared, VersionExported, VersionJudged, VersionRestored},
 }
 CHECKPOINTS = [
     "checkpoint-v1.safetensors",
     "checkpoint-v1-support.safetensors",
-    "checkpoint-v1-best.safetensors",
+    "checkpoint-v1-guarded.safetensors",
 ]
 
+ANCHOR = "ab" * 32
 LAYOUT = "0123456789abcdef0123456789abcdef"
 VECTOR = np.array([0.0, 1.0, -1.5, 0.25, 1024.0, -(2.0**-14)], np.float32)
 SELECTION = Selection(
@@ -204,6 +205,7 @@ def server_state(name: str = CHECKPOINTS[-1]) -> ServerState:
         norms=(0.25, 0.5),
         tokens=40960,
         journal_seq=7,
+        journal_hash=ANCHOR if written >= 2 else "",
         selection=SELECTION if written >= 2 else Selection(),
     )
 

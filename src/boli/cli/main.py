@@ -188,6 +188,39 @@ def report(
     show_result(found)
 
 
+@app.command(
+    epilog="Example: boli verify latest",
+    short_help="Check that a run's journal is the one that was written.",
+)
+def verify(
+    run: Annotated[str, typer.Argument(help="A run's id, its folder, or latest.")],
+    runs: RunsFolder = Path("runs"),
+    key: Annotated[
+        str,
+        typer.Option(
+            metavar="FINGERPRINT",
+            help="The key that must have signed. Default: this machine's, if it has one.",
+        ),
+    ] = "",
+    adopt: Annotated[
+        bool,
+        typer.Option(
+            "--adopt",
+            help="Sign it with this machine's key, where the signature is all that is wrong.",
+        ),
+    ] = False,
+) -> None:
+    """Check a run's journal against its signed head and against the newest checkpoint.
+
+    The signature shows that nobody without the key has changed what it covers; whoever has the
+    key can write another journal. What this prints last can be kept elsewhere, to compare later.
+    """
+    from boli.cli.tables import show_verification
+
+    found = boli.open_run(run, runs)
+    show_verification(found.adopt() if adopt else found.verify(key or None))
+
+
 @app.command("runs", epilog="Example: boli runs", short_help="List the runs that there are.")
 def list_runs(runs: RunsFolder = Path("runs")) -> None:
     """List runs, newest first, with their state."""

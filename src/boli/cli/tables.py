@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from boli.errors import CorruptFileError
 from boli.evaluation.units import bits, duration, size
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from boli.evaluation.forecast import Forecast
     from boli.evaluation.scores import Score
     from boli.plan import Plan
+    from boli.rounds.integrity import Verification
     from boli.run import Run
 
 
@@ -33,6 +35,29 @@ def show_result(run: Run) -> None:
     console.print(f"\nreport   {run.folder / 'report.html'}", soft_wrap=True)
     if run.finished:
         console.print(f"adapter  {run.adapter}", soft_wrap=True)
+
+
+def show_verification(told: Verification) -> None:
+    """Print what holds of a run's journal.
+
+    Raises:
+        CorruptFileError: something does not.
+    """
+    whose = "this machine's" if told.is_own_key else "not this machine's; is it the coordinator's?"
+    print(f"journal  {told.num_lines} lines; the last has hash {told.last}")
+    if told.key:
+        print(
+            f"signed   {told.sealed} lines, at version {told.version}, by key {told.key} ({whose})"
+        )
+    if told.unsealed:
+        print(f"         {told.unsealed} lines after them are not signed")
+    told.check()
+    if not told.key:
+        raise CorruptFileError(
+            "the journal was never signed: an older version of boli wrote it",
+            "resuming the run signs it; or boli verify RUN --adopt, if you know that it is whole",
+        )
+    print("whole    chain, head, checkpoint and run fit together")
 
 
 def _languages(figures: dict[str, Any]) -> Table:

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from boli.codec.facts import unpack_facts
 from boli.engine.identities import HELLO, Access, inbox_of
+from boli.engine.nats_admission import AdmissionControl
 from boli.engine.nats_line import Line
 from boli.engine.nats_seat import Doorkeeper, Seat
 from boli.engine.nats_sender import Sender
@@ -81,6 +82,7 @@ class NatsTransport:
         self._doorkeeper = Doorkeeper(self._gone)
         self._line = Line(access, self._connected)
         self._watcher = None if watcher is None else Line(watcher, self._watch)
+        self._admission: asyncio.Task[None] | None = None
         self._seats: dict[str, Seat] = {}
         self._arrived: queue.SimpleQueue[Callable[[], Arrival | None]] = queue.SimpleQueue()
         self._versions: VersionLog | None = None
@@ -314,6 +316,11 @@ class NatsTransport:
         self._out = out
 
     async def _watch(self, client: Client) -> None:
+        # First, and whatever comes of the rest: it makes room for sites.
+        if self._admission is not None:
+            self._admission.cancel()
+        control = AdmissionControl(partial(self._doorkeeper.note, "too many connections"))
+        self._admission = asyncio.ensure_future(control.run(client))
         await self._doorkeeper.watch(client, self._seats.values())
 
     def _gone(self, seat: Seat, reason: str) -> None:

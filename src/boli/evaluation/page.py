@@ -108,6 +108,7 @@ def summary(figures: Figures) -> Iterator[str]:
     if (figures["preparation_seconds"] or 0) >= 1:
         spent += f" after {duration(figures['preparation_seconds'])} of preparation"
     yield f"{spent}; {size(sent['up'])} went up from the sites and {size(sent['down'])} down."
+    yield _vouched(figures["journal"])
 
 
 def _outcome(figures: Figures, ours: Sequence[str]) -> Iterator[str]:
@@ -130,6 +131,24 @@ def _outcome(figures: Figures, ours: Sequence[str]) -> Iterator[str]:
     worse = [code for code, change in each.items() if change >= 0.05]
     if worse and len(each) > 1:
         yield f"Not every language gained: {listed(worse)} became worse."
+
+
+def _vouched(journal: Figures) -> str:
+    """Say whether the journal that all of this is from is the one that was written."""
+    if not journal["whole"]:
+        return f"The journal cannot be vouched for: {journal['problem']}."
+    if not journal["sealed"]:
+        return "The journal was never signed: an older version of boli wrote it."
+    rest = journal["lines"] - journal["sealed"]
+    whose = "this machine's key" if journal["own_key"] else "key"
+    return (
+        f"The first {plural(journal['sealed'], 'line')} of the journal are signed by {whose} "
+        + (
+            f"{journal['key']}; {count(rest)} after them are not."
+            if rest
+            else f"{journal['key']}, and no line comes after them."
+        )
+    )
 
 
 def _forgotten(base: Figures) -> str:

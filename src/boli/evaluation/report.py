@@ -23,6 +23,8 @@ from boli.journal import (
     read_journal,
 )
 from boli.model.layout import Layout
+from boli.rounds.integrity import verify
+from boli.signature import own_fingerprint
 
 SCHEMA = 1
 FLOAT32_BYTES = 4
@@ -40,6 +42,7 @@ def figures(folder: Path) -> dict[str, Any]:
     prepared = _read_json(folder / "run.json")
     sites = {site["name"]: _site(told, site) for site in plan["site"]}
     languages, forgetting = _languages(told, plan)
+    own = own_fingerprint()
     curves = {code: _curve(told, code) for code in languages}
     found = {
         "schema": SCHEMA,
@@ -49,6 +52,7 @@ def figures(folder: Path) -> dict[str, Any]:
         "status": _status(folder, told),
         "failure": told.failure,
         "mode": plan["rounds"]["mode"],
+        "journal": verify(folder, None, own=own, signer=own, checkpoint=False).facts(),
         "version": told.version,
         "num_entries": Layout.from_description(prepared["layout"]).size,
         "started": told.first,

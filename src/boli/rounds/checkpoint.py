@@ -44,6 +44,8 @@ def to_parts(state: ServerState) -> tuple[dict[str, NDArray[Any]], dict[str, Any
         "tokens": state.tokens,
         "journal_seq": state.journal_seq,
     }
+    if state.journal_hash:
+        facts["journal_hash"] = state.journal_hash
     if state.support is not None:
         facts["support"] = state.support.model_dump(mode="json")
     if state.selection.base or state.selection.open:
@@ -103,7 +105,11 @@ def from_parts(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> 
         tokens=facts["tokens"],
         journal_seq=facts["journal_seq"],
         selection=_selection(arrays, facts["selection"]) if "selection" in facts else Selection(),
+        journal_hash=facts.get("journal_hash", ""),
     )
+
+
+Found = tuple[ServerState, list[Path]]  # the newest that is whole, and the corrupt ones after it
 
 
 class CheckpointStore:
@@ -120,7 +126,7 @@ class CheckpointStore:
         """
         self._generations.save(*to_parts(state))
 
-    def load(self) -> tuple[ServerState, list[Path]] | None:
+    def load(self) -> Found | None:
         """Return the newest whole checkpoint and the corrupt files passed over.
 
         Past a corrupt one, every site is asked anew: it may have answered orders that

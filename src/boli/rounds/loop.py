@@ -184,10 +184,14 @@ class Rounds:
         return arrival
 
     def _save(self, state: ServerState) -> ServerState:
-        """Bring the journal and then the state to the disk."""
-        state = replace(state, journal_seq=self.journal.seq)
+        """Bring the journal, then the state, and then the journal's head to the disk.
+
+        Each knows of no more than the one before: whatever a crash leaves fits together.
+        """
+        state = replace(state, journal_seq=self.journal.seq, journal_hash=self.journal.last)
         self.journal.sync()
         self.checkpoints.save(state)
+        self.journal.seal(state.run, state.version, state.journal_seq)
         return state
 
     def _hold_against(

@@ -255,6 +255,7 @@ class ServerState:
     tokens: int = 0
     journal_seq: int = 0  # lines of the journal that this state knows of
     selection: Selection = field(default_factory=Selection)  # which version is exported
+    journal_hash: str = ""  # of the last of them; empty: written before hashes were kept
 
     def with_site(self, name: str, **values: object) -> ServerState:
         """Return a copy in which one site's progress has these values."""

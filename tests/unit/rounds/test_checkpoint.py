@@ -34,7 +34,7 @@ def busy(fed: Any) -> tuple[Any, ServerState]:
         state, _, _ = strategy.fold(state, [fed.delivery(state, name, vector, **values)])
         if strategy.ready(state):
             state = fed.ask(strategy.step(state)[0])
-    state = replace(state, journal_seq=7)
+    state = replace(state, journal_seq=7, journal_hash="ab" * 32)
     return strategy, state.with_site("patna", rejections=2, benched="why", judged=1)
 
 
