@@ -128,7 +128,7 @@ def trained(
     (report,) = (folder / "runs").glob("*/report.json")
     figures = json.loads(report.read_text(encoding="utf-8"))
     honest = [site for site in SITES if site not in hostile]
-    judged = {each["made"]: each["sites"] for each in figures["candidates"]}
+    judged = {each["made"]: each["sites"] for each in figures["judged_versions"]}
     bits = {made: fmean(sites[site] for site in honest) for made, sites in judged.items()}
     return Trained(figures["exported"]["made"], total, bits, done.returncode)
 

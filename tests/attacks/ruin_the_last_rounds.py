@@ -17,7 +17,7 @@ from boli.rounds.update import Update
 
 PROMISE = "What the last rounds ruin is not exported: the best version before is."
 TOTAL, LAST = 9, 3
-NEVER = 1000  # rounds between candidates: only the last version is judged then
+NEVER = 1000  # rounds between judgements: only the last version is judged then
 
 
 def lie(update: Update, _: random.Random) -> Update:

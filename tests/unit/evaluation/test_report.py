@@ -207,9 +207,9 @@ def test_figures_after_are_those_of_the_exported_version(story: Callable[..., St
         "change_percent": pytest.approx(-25),
         "better_than_base": True,
     }
-    assert [each["version"] for each in found["candidates"]] == [1, 2, 3]
-    assert [each["made"] for each in found["candidates"]] == [1, 2, 1]
-    assert [each["kept"] for each in found["candidates"]] == [True, False, True]
+    assert [each["version"] for each in found["judged_versions"]] == [1, 2, 3]
+    assert [each["made"] for each in found["judged_versions"]] == [1, 2, 1]
+    assert [each["kept"] for each in found["judged_versions"]] == [True, False, True]
     # The curve has a point for each round, and none for what is there twice.
     assert [point[0] for point in found["curve"]["bho"]] == [0, 1, 2]
 
@@ -257,7 +257,7 @@ def test_run_from_before_versions_were_chosen_says_nothing_of_it(
 ) -> None:
     told = finished_run(story())
     found = told.figures()
-    assert (found["exported"], found["candidates"]) == (None, [])
+    assert (found["exported"], found["judged_versions"]) == (None, [])
     assert "is exported" not in text_of(write_report(told.folder).read_text(encoding="utf-8"))
 
 
@@ -298,7 +298,7 @@ def test_resume_forgets_what_the_checkpoint_does_not_know_of_the_choice(
     told.at(10, RunResumed(1, [], 0))
     found = told.figures()
     assert found["exported"] is None
-    assert [each["version"] for each in found["candidates"]] == [1]
+    assert [each["version"] for each in found["judged_versions"]] == [1]
     assert [each[0] for each in found["sites"]["gaya"]["comparison"]["rounds"]] == [1]
 
 
