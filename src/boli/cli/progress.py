@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from boli.evaluation.units import percent, signed, size
+from boli.evaluation.units import signed, size
 from boli.journal import (
     AttemptsRefused,
     Evaluated,
@@ -29,6 +29,7 @@ from boli.journal import (
     SitesCompared,
     UpdateAccepted,
     UpdateRejected,
+    VersionJudged,
     VersionRestored,
 )
 
@@ -68,7 +69,17 @@ class Watch:
         """Return the sites as they stand."""
         table = Table(box=None, padding=SIDE, expand=True)
         table.add_column("site")
-        for name in ("doing", "step", "tokens/s", "loss", "version", "stale", "up", "down"):
+        for name in (
+            "doing",
+            "step",
+            "tokens/s",
+            "loss",
+            "judged",
+            "version",
+            "stale",
+            "up",
+            "down",
+        ):
             table.add_column(name, justify="left" if name == "doing" else "right")
         for name, site in self.sites.items():
             table.add_row(
@@ -77,6 +88,7 @@ class Watch:
                 site["step"],
                 f"{site['rate']:,.0f}" if site["rate"] else "–",
                 f"{site['loss']:.3f}" if site["loss"] else "–",
+                site["judged"],
                 str(site["version"]),
                 str(site["stale"]),
                 size(site["up"]),
@@ -105,6 +117,7 @@ class Watch:
                 "step": "",
                 "rate": 0.0,
                 "loss": 0.0,
+                "judged": "–",
                 "version": 0,
                 "stale": 0,
                 "up": 0,
@@ -156,10 +169,13 @@ class Watch:
             case SitesCompared(sites=compared):
                 for name, found in compared.items():
                     self._compare(name, found)
-            case VersionRestored(version=version, restored=restored, ratio=ratio):
+            case VersionJudged(sites=ratios):
+                for name, ratio in ratios.items():
+                    self._change(name, judged=f"{signed((ratio - 1) * 100, 1)} %")
+            case VersionRestored(version=version, restored=restored):
                 self.console.print(
-                    f"version {restored} comes back as version {version}: a majority of the sites "
-                    f"judges it {percent(100 * (1 - ratio))} better than the last one, or more"
+                    f"version {restored} comes back as version {version}: "
+                    "a majority of the sites judges the last one worse"
                 )
             case RoundStepped(version=version):
                 self._round(version)

@@ -58,4 +58,4 @@ def test_suspect_sites_are_named_when_it_begins_and_each_time_that_it_doubles(
     assert said.count("site gaya is suspect") == 4  # 1, 2, 4, 8
     assert "arrah" not in said
     assert "version 12 comes back as version 21" in said
-    assert "3.1 % better than the last one" in said
+    assert "a majority of the sites judges the last one worse" in said
