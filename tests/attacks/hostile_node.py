@@ -20,6 +20,7 @@ from typing import Any
 from attack import HERE, boli, load
 
 from boli.codec.codec import DenseCodec, decode_frame, encode_frame
+from boli.plan_rounds import RoundsPlan
 from boli.rounds.update import Update
 
 sys.path.insert(0, str(HERE.parent / "contracts"))
@@ -28,6 +29,12 @@ Lie = Callable[[Update, random.Random], Update]
 PLAN = HERE.parents[1] / "plans" / "first.toml"
 SITES = ("bhojpur", "darbhanga", "gaya")  # of that plan
 SMALL = {"learning_rate": 0.2}  # of the simulated run: so that each round helps
+# No other defence is in the way: what is tried here has to hold by itself.
+UNBOUNDED = {
+    key: value
+    for key, value in {"norm_multiple": 1e9, "step_multiple": 1e9, "suspend": False}.items()
+    if key in RoundsPlan.model_fields
+}
 # Read by Python as it starts, in every process of the run; only the hostile nodes heed it.
 SITECUSTOMIZE = """\
 import sys
@@ -74,7 +81,12 @@ def altered(update: Update, factor: float) -> Update:
 
 
 def simulated(
-    folder: Path, hostile: Sequence[str], lie: Lie, total: int, every_rounds: int = 1
+    folder: Path,
+    hostile: Sequence[str],
+    lie: Lie,
+    total: int,
+    every_rounds: int = 1,
+    mode: str = "synchronous",
 ) -> Trained:
     """Run the loop and three nodes on the scripted engine, without a model."""
     from quadratic import Job, Ledger, QuadraticWork
@@ -86,7 +98,7 @@ def simulated(
     folder.mkdir(parents=True)
     job = Job(
         ranks=dict.fromkeys(SITES),
-        rounds={"total": total, "outer": SMALL},
+        rounds={"total": total, "outer": SMALL, "mode": mode, **UNBOUNDED},
         every_rounds=every_rounds,
         truthful=True,
     )
@@ -114,15 +126,23 @@ def trained(
     )
     settings = {
         "rounds.total": total,
-        "rounds.local_steps": 8,
+        "rounds.local_steps": 6,
         "evaluation.every_rounds": every_rounds,
-        "evaluation.max_lines": 60,
-        "model.base.micro.steps": 150,
+        "evaluation.max_lines": 30,
+        "model.base.micro.steps": 80,
+        "model.base.micro.vocabulary_size": 512,
+        "model.base.micro.hidden_size": 48,
+        "model.base.micro.num_layers": 2,
+        "model.base.micro.intermediate_size": 96,
+        "model.local_steps.batch_sequences": 4,
+        "model.local_steps.sequence_length": 64,
+        **{f"rounds.{key}": json.dumps(value) for key, value in UNBOUNDED.items()},
     }
     sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     done = boli(
         *("train", PLAN, *sets, "--runs", folder / "runs"),
         home=folder.parent / "home",
+        seconds=900,
         PYTHONPATH=str(folder),
     )
     (report,) = (folder / "runs").glob("*/report.json")

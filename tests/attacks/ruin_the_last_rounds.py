@@ -34,12 +34,19 @@ def attack(folder: Path, *, fast: bool) -> Outcome:
     else:
         kept = trained(folder / "kept", ["gaya"], __name__, TOTAL)
         ruined = trained(folder / "ruined", ["gaya"], __name__, TOTAL, NEVER)
-    before = kept.bits[TOTAL - LAST]
+    # Sites that do not wait for each other hold, and judge, different versions.
+    mixed = simulated(folder / "mixed", ["gaya"], lie, TOTAL, mode="asynchronous")
+    before, mixed_before = kept.bits[TOTAL - LAST], mixed.bits[TOTAL - LAST]
     return Outcome(
-        kept.exported <= 1.001 * before,
-        str(kept),
+        kept.exported <= 1.001 * before and mixed.exported <= 1.001 * mixed_before,
+        f"{kept}; asynchronously (simulated), {mixed}",
         f"where only the last version is judged, {ruined}"
         if ruined.exported > 1.1 * before
         else "",
-        {"exported": kept.exported, "last": kept.bits[TOTAL], "undefended": ruined.exported},
+        {
+            "exported": kept.exported,
+            "last": kept.bits[TOTAL],
+            "undefended": ruined.exported,
+            "exported_asynchronous": mixed.exported,
+        },
     )
