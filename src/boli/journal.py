@@ -174,7 +174,9 @@ class VersionRestored(Event):
 
     version: int  # the new number
     restored: int  # the earlier one
-    ratio: float  # more than half of the sites judge it at most this times the one it replaces
+    ratio: (
+        float  # more than half judge it, or one that was the best before, at most this × the last
+    )
 
 
 @dataclass(frozen=True)

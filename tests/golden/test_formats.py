@@ -46,7 +46,7 @@ from boli.journal import (
     VersionRestored,
     read_journal,
 )
-from boli.rounds.best import Candidate, Selection
+from boli.rounds.best import JudgedVersion, Selection
 from boli.rounds.checkpoint import from_parts, to_parts
 from boli.rounds.update import Folded, Order, ServerState, SiteProgress
 
@@ -82,9 +82,9 @@ LAYOUT = "0123456789abcdef0123456789abcdef"
 VECTOR = np.array([0.0, 1.0, -1.5, 0.25, 1024.0, -(2.0**-14)], np.float32)
 SELECTION = Selection(
     base={"gaya": 2.5, "patna": 0.0},
-    open=Candidate(version=2, ratios={"gaya": 0.5}),
+    open=JudgedVersion(version=2, ratios={"gaya": 0.5}),
     open_theta=VECTOR * 5,
-    kept=(Candidate(version=1, ratios={"gaya": 0.75}),),
+    kept=(JudgedVersion(version=1, ratios={"gaya": 0.75}),),
     best_theta=VECTOR * 6,
     restored={2: 1},
 )

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from boli.errors import CorruptFileError
-from boli.evaluation.units import bits, duration, size
+from boli.evaluation.card import WARNING, exported_sentences
+from boli.evaluation.units import bits, duration, percent, signed, size
 
 if TYPE_CHECKING:
     from boli.engine.identities import Guest
@@ -31,7 +32,11 @@ def show_result(run: Run) -> None:
     console.print(_languages(figures))
     console.print("\nsites", style="italic")
     console.print(_sites(figures))
+    console.print("\nsites beside each other", style="italic")
+    console.print(_comparison(figures))
     console.print(f"\n{_verdict(figures)}")
+    for sentence in exported_sentences(figures["exported"]) if figures["exported"] else ():
+        console.print(sentence, style="bold red" if sentence.startswith(WARNING) else None)
     console.print(f"\nreport   {run.folder / 'report.html'}", soft_wrap=True)
     if run.finished:
         console.print(f"adapter  {run.adapter}", soft_wrap=True)
@@ -102,6 +107,27 @@ def _sites(figures: dict[str, Any]) -> Table:
             size(site["bytes_down"]),
             duration(working),
             f"{site['idle_percent'] or 0:.0f} %",
+        )
+    return table
+
+
+def _comparison(figures: dict[str, Any]) -> Table:
+    table = Table(box=None)
+    table.add_column("site")
+    for name in ("norm of bound", "direction", "judgement", "offences"):
+        table.add_column(name, justify="right")
+    table.add_column("suspended")
+    for name, site in figures["sites"].items():
+        found = site["comparison"]
+        norm, judged = found["norm_of_bound"]["max"], found["judged_percent"]
+        table.add_row(
+            name,
+            percent(None if norm is None else 100 * norm),
+            signed(found["cosine"]["mean"]),
+            "–" if judged is None else f"{signed(judged, 1)} %",
+            str(found["offences"]),
+            site["benched"] or "no",
+            style="red" if site["benched"] or found["offences"] else None,
         )
     return table
 

@@ -250,6 +250,17 @@ def _notes(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> list[str]:
                     f"site {site.name} has only {len(split.test)} test lines of {language}: "
                     "differences of a few percent will mean little"
                 )
+    if plan.evaluation.every_rounds >= plan.rounds.total:
+        notes.append(
+            "only the last version is judged, so no earlier one can be exported in its place: "
+            f"evaluation.every_rounds {plan.evaluation.every_rounds} is not below rounds.total "
+            f"{plan.rounds.total}"
+        )
+    if len(plan.site) == 2:
+        notes.append(
+            "of two sites neither is a majority: one that lies about its judgements can keep "
+            "a better version from being exported"
+        )
     if not plan.model.base.text:
         notes.append("model.base.text is empty: forgetting of the base language is not judged")
     return notes

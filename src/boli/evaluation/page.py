@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boli.evaluation.card import exported_sentences
+from boli.evaluation.card import WARNING, exported_sentences
 from boli.evaluation.plots import NUM_COLORS, plots
 from boli.evaluation.units import SPACE, bits, count, duration, percent, signed, size, utc
 
@@ -50,7 +50,6 @@ def page(figures: Figures) -> str:
     """Return the page of a run; `figures` are those of report.json."""
     environment = templates()
     environment.filters |= {"verdict": verdict, "change": _change}
-    exported = figures["exported"]
     colors = {code: f"series{k % NUM_COLORS}" for k, code in enumerate(figures["languages"])}
     tested = [each["before"]["test"] for each in figures["languages"].values()]
     tested += [each["after"]["test"] for each in figures["languages"].values()]
@@ -59,7 +58,7 @@ def page(figures: Figures) -> str:
         colors=colors,
         largest=max((value for value in tested if value is not None), default=1.0),
         summary=list(summary(figures)),
-        exported=[] if exported is None else list(exported_sentences(exported)),
+        warnings=[s for s in _exported(figures) if s.startswith(WARNING)],
         plots=plots(figures, colors),
         sites={name: f"series{k % NUM_COLORS}" for k, name in enumerate(figures["sites"])},
         settings=list(_settings(figures["plan"]["settings"])),
@@ -97,8 +96,7 @@ def summary(figures: Figures) -> Iterator[str]:
             yield f"What ended it: {figures['failure']}."
     elif figures["status"] == "running":
         yield f"The run goes on: {figures['version']} of {total} rounds are done."
-    if figures["exported"] is not None:
-        yield from exported_sentences(figures["exported"])
+    yield from (sentence for sentence in _exported(figures) if not sentence.startswith(WARNING))
     yield from _outcome(figures, ours)
     base = figures["forgetting"]
     if base and base["change_percent"] is not None:
@@ -109,6 +107,12 @@ def summary(figures: Figures) -> Iterator[str]:
         spent += f" after {duration(figures['preparation_seconds'])} of preparation"
     yield f"{spent}; {size(sent['up'])} went up from the sites and {size(sent['down'])} down."
     yield _vouched(figures["journal"])
+
+
+def _exported(figures: Figures) -> Iterator[str]:
+    """Yield which version is exported; nothing before there is one."""
+    if figures["exported"] is not None:
+        yield from exported_sentences(figures["exported"])
 
 
 def _outcome(figures: Figures, ours: Sequence[str]) -> Iterator[str]:

@@ -63,7 +63,7 @@ def figures(folder: Path) -> dict[str, Any]:
         "mean": _mean(languages),
         "forgetting": forgetting,
         "exported": None if told.exported is None else exported_figures(told.exported),
-        "candidates": _candidates(told),
+        "judged_versions": _judged_versions(told),
         "sites": sites,
         "rounds": _rounds(told, sites),
         "curve": {code: points for code, points in curves.items() if points},
@@ -239,7 +239,7 @@ def _site(told: Told, site: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _candidates(told: Told) -> list[dict[str, Any]]:
+def _judged_versions(told: Told) -> list[dict[str, Any]]:
     """Return the versions that were judged for export, in order, each by the round that made it."""
     return [
         {
@@ -249,7 +249,7 @@ def _candidates(told: Told) -> list[dict[str, Any]]:
             "sites": event.sites,
             "kept": event.kept,
         }
-        for version, event in sorted(told.candidates.items())
+        for version, event in sorted(told.judged_versions.items())
     ]
 
 
@@ -264,7 +264,9 @@ def _comparison(told: Told, site: str) -> dict[str, Any]:
     shares = [norm / bound for _, norm, bound, _, _ in rounds if norm and bound]
     cosines = [cosine for _, _, _, cosine, _ in rounds if cosine is not None]
     judged = [
-        event.sites[site] for _, event in sorted(told.candidates.items()) if site in event.sites
+        event.sites[site]
+        for _, event in sorted(told.judged_versions.items())
+        if site in event.sites
     ]
     return {
         "norm_of_bound": {

@@ -88,7 +88,7 @@ class Told:
     bytes_down: Counter[tuple[str, int]] = field(default_factory=Counter)  # by site, version
     benched: dict[str, str] = field(default_factory=dict)
     compared: dict[int, SitesCompared] = field(default_factory=dict)  # by version
-    candidates: dict[int, VersionJudged] = field(default_factory=dict)  # by version
+    judged_versions: dict[int, VersionJudged] = field(default_factory=dict)  # by version
     restored: dict[int, VersionRestored] = field(default_factory=dict)  # by the new version
     exported: VersionExported | None = None
     restarts: dict[tuple[str, int], int] = field(default_factory=dict)  # by site and resumes
@@ -151,7 +151,7 @@ class Told:
             case SitesCompared() as event:
                 self.compared[event.version] = event
             case VersionJudged() as event:
-                self.candidates[event.version] = event
+                self.judged_versions[event.version] = event
             case VersionRestored() as event:
                 self.restored[event.version] = event
             case VersionExported() as event:
@@ -197,7 +197,9 @@ class Told:
         self.finished = self.exported = None
         self.rounds = {key: value for key, value in self.rounds.items() if key <= last}
         self.compared = {key: value for key, value in self.compared.items() if key <= last}
-        self.candidates = {key: value for key, value in self.candidates.items() if key <= last}
+        self.judged_versions = {
+            key: value for key, value in self.judged_versions.items() if key <= last
+        }
         self.restored = {key: value for key, value in self.restored.items() if key <= last}
         self.judged = {key: value for key, value in self.judged.items() if key[3] <= last}
         for key, answer in list(self.answers.items()):

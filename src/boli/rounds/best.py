@@ -1,16 +1,16 @@
 """Model selection: which version is exported, decided by a majority of the sites.
 
-Every few rounds the current version becomes a candidate, and each site judges it on its
-tuning text. A site's ratio is its bits per byte under the candidate divided by its bits
-per byte under the base. Candidate A is better than B if more than half of the sites judge
-it so, each comparing its own two ratios. Comparing site by site, rather than comparing one
-average or median per version, leaves nothing for a minority to move: where all honest
-sites agree on two versions, the others change neither answer, whatever they claim and
-whether or not they answer; and languages that differ in difficulty need no common scale.
+Every few rounds each site judges the current version on its tuning text. A site's ratio is
+its bits per byte under that version divided by its bits per byte under the base. Version A
+is better than B if more than half of the sites judge it so, each comparing its own two
+ratios. Comparing site by site, rather than comparing one average or median per version,
+leaves nothing for a minority to move: where all honest sites agree on two versions, the
+others cannot reverse the answer, whatever they claim and whether or not they answer; and
+languages that differ in difficulty need no common scale.
 
 A majority relation can have cycles, and a minority could use them to walk downhill in
-steps that each please one honest site. So a candidate replaces the best one only if it is
-better than every candidate that was ever the best.
+steps that each please one honest site. So a version replaces the best one only if it is
+better than every version that was ever the best.
 
 The test part is never looked at here.
 """
@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict
 
 CLEARLY = 0.001  # share of its bits by which an earlier version has to be better than the last
 LARGEST_RATIO = 1e6  # also of a version that a site cannot judge at all
-CANDIDATES_KEPT = 32  # that were once the best: their ratios, not their entries
+VERSIONS_KEPT = 32  # that were once the best: their ratios, not their entries
 RESTORES = 2  # the best version, and back to the last one if it turns out worse
 
 Vector = NDArray[np.float32]
@@ -43,7 +43,7 @@ class _Judgement(Protocol):
     def bytes(self) -> int: ...
 
 
-class Candidate(BaseModel):
+class JudgedVersion(BaseModel):
     """A version that may be exported."""
 
     model_config = ConfigDict(frozen=True)
@@ -73,12 +73,12 @@ def per_byte(judgements: Sequence[_Judgement]) -> float:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the coordinator knows of the candidates: a part of its checkpoint."""
+    """What the coordinator knows of the versions that were judged: a part of its checkpoint."""
 
     base: Mapping[str, float] = field(default_factory=dict)  # by site, bits per byte; 0: no text
-    open: Candidate | None = None  # that sites judge now
+    open: JudgedVersion | None = None  # that sites judge now
     open_theta: Vector | None = None  # (d,); None: it is the current version
-    kept: tuple[Candidate, ...] = ()  # each was the best; the last one still is
+    kept: tuple[JudgedVersion, ...] = ()  # each was the best; the last one still is
     best_theta: Vector | None = None  # (d,) of the last one
     restored: Mapping[int, int] = field(default_factory=dict)  # new version to the earlier one
 
@@ -87,15 +87,15 @@ class Selection:
         return [site for site in active if self.base.get(site) != 0.0]
 
     def wants(self, site: str) -> bool:
-        """Tell whether a site is still to judge the open candidate."""
+        """Tell whether a site is still to judge the open version."""
         return self.open is not None and site not in self.open.ratios and self.base.get(site) != 0.0
 
     def hear(self, site: str, version: int, judgements: Sequence[_Judgement]) -> Selection:
         """Note what a site judged.
 
         Asynchronous sites often hold a newer version by the time they are asked. Their
-        judgement counts for the open candidate as well: were it ruined since, the candidate
-        is lost with it, which errs on the safe side.
+        judgement counts for the open version as well: had a newer one been ruined since, the
+        open one would be blamed for it and not kept, which errs on the safe side.
         """
         found = per_byte(judgements)
         if site not in self.base:
@@ -106,12 +106,14 @@ class Selection:
         judged = self.open.model_copy(update={"ratios": {**self.open.ratios, site: ratio}})
         return replace(self, open=judged)
 
-    def score(self, candidate: Candidate, active: Collection[str]) -> float | None:
+    def score(self, judged: JudgedVersion, active: Collection[str]) -> float | None:
         """Return what more than half of the sites judge it at most, beside the base."""
         voters = self.voters(active)
-        return majority((candidate.ratios[s] for s in voters if s in candidate.ratios), len(voters))
+        return majority((judged.ratios[s] for s in voters if s in judged.ratios), len(voters))
 
-    def compare(self, one: Candidate, other: Candidate, active: Collection[str]) -> float | None:
+    def compare(
+        self, one: JudgedVersion, other: JudgedVersion, active: Collection[str]
+    ) -> float | None:
         """Return what more than half of the sites judge `one` at most, beside `other`.
 
         Below 1 they find it better. None: too few have judged both.
@@ -121,7 +123,7 @@ class Selection:
         return majority((one.ratios[s] / other.ratios[s] for s in both), len(voters))
 
     def _is_best(self, active: Collection[str]) -> bool | None:
-        """Tell whether the open candidate is better than all before; None: too few judged."""
+        """Tell whether the open version is better than all before; None: too few judged."""
         if self.open is None or self.score(self.open, active) is None:
             return None
         # One whose judges are mostly gone has nobody left to speak for it.
@@ -138,8 +140,8 @@ class Selection:
         active: Collection[str],
         every_rounds: int,
         total: int,
-    ) -> tuple[Selection, tuple[Candidate, bool] | None]:
-        """Take in that a version was made; returns also a candidate that is settled thereby.
+    ) -> tuple[Selection, tuple[JudgedVersion, bool] | None]:
+        """Take in that a version was made; returns also the judged one that is settled thereby.
 
         With it comes whether it is the best so far.
         """
@@ -153,7 +155,7 @@ class Selection:
             elif self.open_theta is None:
                 found = replace(self, open_theta=theta)
         if due and found.open is None:
-            found = replace(found, open=Candidate(version=version))
+            found = replace(found, open=JudgedVersion(version=version))
         return found, settled
 
     def _settle(self, theta: Vector, is_best: bool) -> Selection:
@@ -161,12 +163,12 @@ class Selection:
         closed = replace(self, open=None, open_theta=None)
         if not is_best:
             return closed
-        kept = (*self.kept, self.open)[-CANDIDATES_KEPT:]
+        kept = (*self.kept, self.open)[-VERSIONS_KEPT:]
         best_theta = theta if self.open_theta is None else self.open_theta
         return replace(closed, kept=kept, best_theta=best_theta)
 
     def better_than_last(self, active: Collection[str]) -> float | None:
-        """Return how much better an earlier candidate is than the last version; None: it is not.
+        """Return how much better an earlier one is than the last version; None: it is not.
 
         More than half of the sites judge it at most so many times the last one.
         """
@@ -186,7 +188,7 @@ class Selection:
         earlier = self.kept[-1].version
         swapped = replace(
             self,
-            open=Candidate(version=version),
+            open=JudgedVersion(version=version),
             kept=(self.open,),
             best_theta=theta,
             restored={**self.restored, version: self.made(earlier)},

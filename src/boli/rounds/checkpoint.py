@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from boli.codec.support import Support
 from boli.durable import Generations
 from boli.errors import CorruptFileError
-from boli.rounds.best import Candidate, Selection
+from boli.rounds.best import JudgedVersion, Selection
 from boli.rounds.update import Folded, ServerState, SiteProgress
 
 SCHEMA = 1
@@ -59,7 +59,7 @@ def _selection_facts(selection: Selection) -> dict[str, Any]:
     return {
         "base": dict(selection.base),
         "open": None if selection.open is None else selection.open.model_dump(mode="json"),
-        "kept": [candidate.model_dump(mode="json") for candidate in selection.kept],
+        "kept": [each.model_dump(mode="json") for each in selection.kept],
         "restored": sorted(selection.restored.items()),
     }
 
@@ -67,9 +67,9 @@ def _selection_facts(selection: Selection) -> dict[str, Any]:
 def _selection(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> Selection:
     return Selection(
         base=facts["base"],
-        open=None if facts["open"] is None else Candidate.model_validate(facts["open"]),
+        open=None if facts["open"] is None else JudgedVersion.model_validate(facts["open"]),
         open_theta=arrays.get("open_theta"),
-        kept=tuple(Candidate.model_validate(candidate) for candidate in facts["kept"]),
+        kept=tuple(JudgedVersion.model_validate(each) for each in facts["kept"]),
         best_theta=arrays.get("best_theta"),
         restored=dict(facts["restored"]),
     )

@@ -15,7 +15,7 @@ from boli.journal import (
     VersionJudged,
     read_journal,
 )
-from boli.rounds.best import Candidate
+from boli.rounds.best import JudgedVersion
 from boli.rounds.transport import Delivery, Joined
 from boli.rounds.update import MOST_COPIES, Copy, Order, ServerState, copies_digest
 
@@ -50,24 +50,24 @@ def round_stepped(state: ServerState, num_updates: int, norm: float, seconds: fl
     return RoundStepped(state.version, num_updates, state.tokens, norm, seconds)
 
 
-def version_judged(state: ServerState, candidate: Candidate, kept: bool) -> Event:
-    """Return the journal's line on a candidate whose judgement is complete."""
-    score = state.selection.score(candidate, state.active)
-    ratios = {site: float(f"{ratio:.6g}") for site, ratio in sorted(candidate.ratios.items())}
-    return VersionJudged(candidate.version, ratios, score, kept)
+def version_judged(state: ServerState, judged: JudgedVersion, kept: bool) -> Event:
+    """Return the journal's line on a version whose judgement is complete."""
+    score = state.selection.score(judged, state.active)
+    ratios = {site: float(f"{ratio:.6g}") for site, ratio in sorted(judged.ratios.items())}
+    return VersionJudged(judged.version, ratios, score, kept)
 
 
 def version_exported(state: ServerState, last: int) -> VersionExported:
     """Return the journal's line on the version that becomes the adapter: the current one."""
     selection, active = state.selection, state.active
-    candidate = selection.open or Candidate(version=state.version)
+    judged = selection.open or JudgedVersion(version=state.version)
     voters = selection.voters(active)
     return VersionExported(
         state.version,
         selection.made(state.version),
         last,
-        selection.score(candidate, active),
-        sum(site in candidate.ratios for site in voters),
+        selection.score(judged, active),
+        sum(site in judged.ratios for site in voters),
         len(voters),
     )
 

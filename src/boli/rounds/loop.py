@@ -149,7 +149,8 @@ class Rounds:
         selection = state.selection
         ratio = selection.better_than_last(state.active)
         if selection.open is not None:
-            events.append(version_judged(state, selection.open, ratio is None))
+            judged = selection.score(selection.open, state.active) is not None
+            events.append(version_judged(state, selection.open, judged and ratio is None))
         if ratio is None:
             return state, []
         version, earlier = state.version + 1, selection.kept[-1].version

@@ -26,6 +26,8 @@ from boli.rounds.update import MOST_COPIES, Copy, Judgement, Order
 from boli.site.crew import Crew
 from boli.site.node import Done
 
+WORST_BITS = 1000.0  # a byte, of text to which a version gives no finite probability
+
 
 class TrainingWork:
     """Local steps over a site's training lines, and bits per byte of its held-out ones."""
@@ -111,7 +113,9 @@ class TrainingWork:
         base = self._base
         with nullcontext() if self._crew is None else self._crew.watched():
             found = bits_per_byte(base.model, base.tokenizer, lines, base.max_length)
-        return Judgement(language=language, part=part, bits=found.bits, bytes=found.bytes)
+        # A version that was ruined gives no number at all. That is a judgement, and no failure.
+        bits = found.bits if math.isfinite(found.bits) else WORST_BITS * found.bytes
+        return Judgement(language=language, part=part, bits=bits, bytes=found.bytes)
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return moments and cursor."""

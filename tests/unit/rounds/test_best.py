@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boli.rounds.best import Candidate, Selection, majority, per_byte
+from boli.rounds.best import JudgedVersion, Selection, majority, per_byte
 from boli.rounds.update import Judgement, Vector
 
 Lie = Callable[[int], float]
@@ -174,7 +174,7 @@ def test_languages_of_a_site_are_judged_together_and_the_test_part_is_not_looked
 def test_claims_of_bytes_weigh_nothing() -> None:
     """A site's judgement counts once, however much text it says it has."""
     huge = [said(1e-3, 2**53)]
-    found = Selection(base=dict.fromkeys("abcde", 8.0), open=Candidate(version=5))
+    found = Selection(base=dict.fromkeys("abcde", 8.0), open=JudgedVersion(version=5))
     for site in "abc":
         found = found.hear(site, 5, [said(900.0)])
     for site in "de":
@@ -185,7 +185,7 @@ def test_claims_of_bytes_weigh_nothing() -> None:
 
 def test_site_without_tuning_text_has_no_vote_and_site_that_is_silent_has_none_in_favor() -> None:
     base = {"a": 8.0, "b": 8.0, "c": 0.0}
-    found = Selection(base=base, open=Candidate(version=5))
+    found = Selection(base=base, open=JudgedVersion(version=5))
     found = found.hear("a", 5, [said(400.0)]).hear("c", 5, [said(1.0)])
     assert found.open is not None
     assert found.voters("abc") == ["a", "b"]
@@ -206,7 +206,7 @@ def test_base_is_noted_once_and_only_from_version_0() -> None:
 
 
 def test_a_judgement_of_an_earlier_version_or_a_second_one_does_not_count() -> None:
-    found = Selection(base={"a": 8.0}, open=Candidate(version=5))
+    found = Selection(base={"a": 8.0}, open=JudgedVersion(version=5))
     assert found.hear("a", 4, [said(1.0)]) == found
     once = found.hear("a", 6, [said(400.0)])
     assert once.hear("a", 7, [said(1.0)]) == once
@@ -223,7 +223,7 @@ def followed(found: Selection, versions: Sequence[int], active: str = "abc") -> 
 
 def test_entries_are_kept_of_the_best_and_of_one_that_waits_for_judgements() -> None:
     found = followed(Selection(base=dict.fromkeys("abc", 8.0)), range(1, 6))
-    assert found.open == Candidate(version=5)
+    assert found.open == JudgedVersion(version=5)
     assert found.open_theta is None  # it is the current one
     found = followed(found.hear("a", 5, [said(400.0)]), [6, 7])
     assert found.open_theta is not None
@@ -234,22 +234,22 @@ def test_entries_are_kept_of_the_best_and_of_one_that_waits_for_judgements() -> 
     assert [each.version for each in found.kept] == [5]
     assert found.best_theta is not None
     assert found.best_theta[0] == 5
-    assert found.open == Candidate(version=10)
+    assert found.open == JudgedVersion(version=10)
     assert found.open_theta is None
 
 
-def test_candidate_that_all_have_judged_is_settled_at_once() -> None:
+def test_version_that_all_have_judged_is_settled_at_once() -> None:
     found = followed(Selection(base=dict.fromkeys("abc", 8.0)), range(1, 6))
     for site in "abc":
         found = found.hear(site, 5, [said(400.0)])
     found, settled = found.follow(theta(5), 6, "abc", EVERY, TOTAL)
-    assert settled == (Candidate(version=5, ratios=dict.fromkeys("abc", 0.5)), True)
+    assert settled == (JudgedVersion(version=5, ratios=dict.fromkeys("abc", 0.5)), True)
     assert found.open is None
     assert found.best_theta is not None
     assert found.best_theta[0] == 5
 
 
-def test_candidate_that_too_few_judge_waits_and_is_given_up_at_the_end() -> None:
+def test_version_that_too_few_judge_waits_and_is_given_up_at_the_end() -> None:
     found = followed(Selection(base=dict.fromkeys("abc", 8.0)), range(1, 6))
     found = followed(found.hear("a", 5, [said(1.0)]), range(6, TOTAL))
     assert found.open is not None
@@ -257,15 +257,15 @@ def test_candidate_that_too_few_judge_waits_and_is_given_up_at_the_end() -> None
     found, settled = found.follow(theta(19), 20, "abc", EVERY, TOTAL)
     assert settled is not None
     assert settled[1] is False
-    assert found.open == Candidate(version=20)
+    assert found.open == JudgedVersion(version=20)
     assert found.best_theta is None
 
 
 def test_best_version_whose_judges_are_gone_gives_way() -> None:
     found = Selection(
         base=dict.fromkeys("abc", 8.0),
-        open=Candidate(version=10, ratios={"b": 0.9, "c": 0.9}),
-        kept=(Candidate(version=5, ratios={"a": 0.1, "b": 0.95}),),
+        open=JudgedVersion(version=10, ratios={"b": 0.9, "c": 0.9}),
+        kept=(JudgedVersion(version=5, ratios={"a": 0.1, "b": 0.95}),),
         best_theta=theta(5),
     )
     waiting, settled = found.follow(theta(10), 11, "abc", EVERY, TOTAL)
@@ -291,13 +291,13 @@ def test_where_all_honest_sites_agree_the_others_change_nothing(data: Any) -> No
     one = {f"h{number}": min(pair) for number, pair in enumerate(pairs)}
     other = {f"h{number}": max(pair) * 1.01 for number, pair in enumerate(pairs)}
     for number in range(liars):
-        for candidate in (one, other):
+        for claimed in (one, other):
             claim = data.draw(claims)
             if claim is not None:
-                candidate[f"l{number}"] = claim
+                claimed[f"l{number}"] = claim
     active = [f"h{number}" for number in range(honest)] + [f"l{n}" for n in range(liars)]
     found = Selection(base=dict.fromkeys(active, 1.0))
-    better, worse = Candidate(version=1, ratios=one), Candidate(version=2, ratios=other)
+    better, worse = JudgedVersion(version=1, ratios=one), JudgedVersion(version=2, ratios=other)
     first, second = found.compare(better, worse, active), found.compare(worse, better, active)
     assert first is not None
     assert first < 1

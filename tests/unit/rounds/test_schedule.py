@@ -160,7 +160,7 @@ def judged_versions(state: ServerState) -> list[Any]:
 
 
 def test_slow_asynchronous_site_does_not_mostly_judge(federation: Fed) -> None:
-    """It was asked for few orders since the last candidate; another comes in its own time."""
+    """It was asked for few orders since the last judgement; another comes in its own time."""
     state = fresh(federation({"gaya": None, "patna": None}))
     state = state.with_site("patna", benched="away")
     slow = {"synchronous": False, "every_rounds": 4}
