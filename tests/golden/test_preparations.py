@@ -11,6 +11,7 @@ import pytest
 from boli.corpus.listing import MARKER, SourceFile
 from boli.corpus.source_state import NOT_NOTED
 from boli.corpus.survey import Survey
+from boli.errors import CorpusError
 
 FOLDER = Path(__file__).parent
 PREPARATIONS = ["preparation-v1.json", "preparation-v1-governed.json"]
@@ -54,8 +55,15 @@ def test_an_old_preparation_shares_nothing_until_it_is_noted_again(tmp_path: Pat
     file = SourceFile(root / "a.txt", "archive/a.txt", root)
     old = replace(survey(), files=(file,), sources=(str(root),), governed=None)
     assert old.state().terms_of("archive/a.txt#1") == NOT_NOTED
-    again, _ = old.noted()
+    again, _ = old.noted(anew=True)
     assert again.state().terms_of("archive/a.txt#1") != NOT_NOTED
+
+
+def test_a_torn_note_is_told(tmp_path: Path) -> None:
+    for governed in ([1], {"/srv": 3}, {"/srv": {"/srv": None}}, "x"):
+        replace(survey(), governed=governed).save(tmp_path)  # type: ignore[arg-type]
+        with pytest.raises(CorpusError, match="not whole"):
+            Survey.load(tmp_path)
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ class Preparation:
         whole.stage = WRITING
         self.observe(whole)
         begun = time.monotonic()
-        survey, state = survey.noted()
+        survey, state = survey.noted(anew=False)
         examples = final.write(self.work, self.out, parts, found, whole.facts, state.terms_of)
         survey.save(self.out)
         seconds["writing"] = time.monotonic() - begun
@@ -314,7 +314,7 @@ def note(out: Path) -> tuple[dict[str, Any], int]:
 
 def _note(out: Path, survey: Survey, figures: dict[str, Any]) -> int:
     """Note what the sources allow now; return how many records are not bound as before."""
-    survey, state = survey.noted()
+    survey, state = survey.noted(anew=True)
     changed, loosened = final.stamp_again(out, state.terms_of)
     if changed:
         figures["consents"] = final.allowed(out)

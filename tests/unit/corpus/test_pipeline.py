@@ -341,6 +341,24 @@ def test_what_comes_later_is_not_read_by_a_preparation_that_goes_on(
     assert prepared(step)[0] == whole[0]
 
 
+def test_a_manifest_that_goes_while_text_is_cleaned_takes_the_consent_with_it(
+    source: Path, tmp_path: Path
+) -> None:
+    given = 'licence = "MIT"\n[residency]\nlimit = "any"\n'
+    (source / MANIFEST).write_text(given)
+    (source / "deep" / MANIFEST).write_text(given.replace("any", "premises"))
+    step = request(source, tmp_path / "out", part_documents=20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("boli.corpus.parts.BATCH_DOCUMENTS", 10)
+        assert Preparation(step, should_stop=lambda: True).run() is None
+    (source / "deep" / MANIFEST).unlink()
+    kept, _, _ = prepared(step)
+    found = {"deep" in row["source"]: (row["licence"], row["residency"]) for row in kept}
+    assert found == {True: ("", "premises"), False: ("MIT", "any")}
+    note(step.out)  # in so many words: what stands now is meant
+    assert {row["licence"] for row in rows(step.out / "records")} == {"MIT"}
+
+
 def test_a_file_that_changes_while_it_is_read_is_told(source: Path, tmp_path: Path) -> None:
     step = request(source, tmp_path / "out", part_documents=20)
     with pytest.MonkeyPatch.context() as patch:
