@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -163,9 +164,11 @@ class Survey:
             files = tuple(SourceFile(Path(a), b, Path(c)) for a, b, c in body.pop("files"))
             stamps = tuple((size, changed) for size, changed in body.pop("stamps"))
             body["sources"] = tuple(body["sources"])
-            for folders in (body.get("governed") or {}).values():
-                for folder, place in folders.items():
-                    Path(folder), Path(place)
+            if (governed := body.get("governed")) is not None:
+                body["governed"] = {
+                    root: {folder: os.fspath(place) for folder, place in folders.items()}
+                    for root, folders in governed.items()
+                }
             return cls(**body, files=files, stamps=stamps)
         except FileNotFoundError:
             return None
