@@ -23,6 +23,7 @@ LONGEST_BYTES = 4 << 20  # of a document; more is no text that a person wrote
 LONGEST_UNIT = 500_000  # characters of a part of a txt file; quality takes twice as many
 LARGEST_PAGE_BYTES = 32 << 20
 PARQUET_ROWS = 64
+MOST_VALUES = 400_000  # of a line of JSON, by its commas and brackets, those in text included
 LARGEST_COLUMN_BYTES = 1 << 30  # of a row group
 
 Unit = Literal["auto", "line", "paragraph", "document"]
@@ -245,6 +246,11 @@ def _objects(name: str, lines: Iterable[tuple[int, str] | Unreadable], key: str)
         if not text.strip():
             continue
         place = f"{name}#{number}"
+        # Each takes up to 250 bytes once it is read, and as text two or three.
+        num_values = sum(map(text.count, "[{,"))
+        if num_values > MOST_VALUES:
+            yield Unreadable(place, "too long", f"{num_values} values in one object")
+            continue
         try:
             value: Any = json.loads(text)
         except (ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import resource
 import struct
 import subprocess
 import sys
@@ -34,6 +35,7 @@ FORM, LABEL = "form", "label"  # columns of Further, beside those of a record
 READY = b"ready"
 SECONDS_PER_BYTE = 0.005  # a recording of 2 kB a second may take ten times as long as it lasts
 COMMAND = (sys.executable, "-m", "boli.corpus.worker")
+MOST_MORE_BYTES = 1 << 30  # that a worker may take above what it has once it is ready
 PATIENCE_SECONDS = 300.0  # for a batch of text
 
 
@@ -298,6 +300,22 @@ def _table_bytes(table: pyarrow.Table) -> bytes:
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
+def _bound_memory() -> None:
+    """Let memory that one document sets off run out here, before it does for the machine.
+
+    The steps bound what they take; this is for what nobody thought of, such as markup that a
+    parser reads otherwise than we do. The document is dropped, as any that ends a worker.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux; elsewhere the limit does not count what is mapped
+        (used,) = (
+            int(line.split()[1]) * 1024
+            for line in status.read_text().splitlines()
+            if line.startswith("VmData")
+        )
+        resource.setrlimit(resource.RLIMIT_DATA, (used + MOST_MORE_BYTES,) * 2)
+
+
 def main() -> None:
     """Clean what comes in until nothing more does."""
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
@@ -306,6 +324,8 @@ def main() -> None:
     given = json.loads(_read(source))
     cleaner = Cleaner(Settings(**{**given, "roots": tuple(given["roots"])}))
     cleaner.check()
+    if not (cleaner.settings.scorer or cleaner.settings.recognizer):  # models take what they take
+        _bound_memory()
     _write(sink, READY)
     while True:
         try:
