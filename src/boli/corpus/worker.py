@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import queue
-import resource
 import struct
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from boli.corpus.cleaning import FAILED, Cleaner, Further, Settings
 from boli.corpus.documents import Document
 from boli.corpus.facts import Facts
 from boli.corpus.listing import size_of
+from boli.corpus.memory import bound
 from boli.corpus.record import Dropped, Record, record_id, to_table, without_pandas
 from boli.errors import CorpusError
 
@@ -300,22 +300,6 @@ def _table_bytes(table: pyarrow.Table) -> bytes:
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
-def _bound_memory() -> None:
-    """Let memory that one document sets off run out here, before it does for the machine.
-
-    The steps bound what they take; this is for what nobody thought of, such as markup that a
-    parser reads otherwise than we do. The document is dropped, as any that ends a worker.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux; elsewhere the limit does not count what is mapped
-        (used,) = (
-            int(line.split()[1]) * 1024
-            for line in status.read_text().splitlines()
-            if line.startswith("VmData")
-        )
-        resource.setrlimit(resource.RLIMIT_DATA, (used + MOST_MORE_BYTES,) * 2)
-
-
 def main() -> None:
     """Clean what comes in until nothing more does."""
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
@@ -325,7 +309,7 @@ def main() -> None:
     cleaner = Cleaner(Settings(**{**given, "roots": tuple(given["roots"])}))
     cleaner.check()
     if not (cleaner.settings.scorer or cleaner.settings.recognizer):  # models take what they take
-        _bound_memory()
+        bound(MOST_MORE_BYTES)
     _write(sink, READY)
     while True:
         try:
