@@ -16,7 +16,7 @@ import sealed_run
 from attack import Outcome
 from sealed_run import Writer, lines_of, rechained, write_lines
 
-from boli.journal import Head, whole_lines
+from boli.journal import V1_DIGITS, Head, _line_hash, whole_lines
 
 PROMISE = "A journal that was written anew without the coordinator's key is refused."
 
@@ -77,6 +77,18 @@ def attack(folder: Path, *, fast: bool) -> Outcome:
     def splice(copy: Path) -> None:
         write_lines(copy, rechained([*bodies_of(copy)[:2], *bodies_of(other)[2:]]))
 
+    def pass_off_as_old(copy: Path) -> None:
+        """Write it as versions of boli did that had no heads and short hashes."""
+        lines, last = [], "0" * V1_DIGITS
+        for number, body in enumerate(bodies_of(copy)):
+            body = body | {"v": 1, "seq": number, "prev": last}
+            del body["hash"]
+            last = body["hash"] = _line_hash(body)[:V1_DIGITS]
+            lines.append(json.dumps(body).encode() + b"\n")
+        write_lines(copy, lines)
+        shutil.rmtree(copy / "checkpoints")
+        (copy / "journal.head").unlink()
+
     edits: dict[str, sealed_run.Edit] = {
         "the last line": change(say_another_version),
         "a line taken out": change(lambda bodies: bodies.pop(2)),
@@ -86,5 +98,6 @@ def attack(folder: Path, *, fast: bool) -> Outcome:
         "a new head with the old signature": rewrite_and_keep_signature,
         "a new head without one": rewrite_without_signature,
         "a new head by another key": rewrite_with_own_key,
+        "a journal of an older version": pass_off_as_old,
     }
     return sealed_run.try_all(folder, run, home, edits, fast)

@@ -116,10 +116,11 @@ def make(folder: Path, home: Path, *, fast: bool) -> Path:
     """Return the folder of a run that was stopped: written by hand, or by `boli train`."""
     if fast:
         writer = Writer(folder / "runs" / "attacked-1", home=home)
-        state = writer.begin()
-        for _ in range(5):
-            state = writer.step(state)
-        writer.stop(state)
+        with at_home(home):
+            state = writer.begin()
+            for _ in range(5):
+                state = writer.step(state)
+            writer.stop(state)
         return writer.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.toml").write_text(PLAN)

@@ -78,6 +78,7 @@ def test_verify_says_what_is_whole_and_who_signed_it(
 def test_journal_that_was_never_signed_is_not_called_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("BOLI_HOME", str(tmp_path / "home"))
     folder = tmp_path / "first-1"
     folder.mkdir()
     golden = Path(__file__).parents[2] / "golden" / "journal-v1.jsonl"

@@ -9,7 +9,16 @@ from sealed_run import Writer, lines_of, write_lines
 
 from boli.durable import read_tensors, write_tensors
 from boli.errors import CorruptFileError
-from boli.journal import Journal, RunInterrupted, read_head, read_journal, whole_lines
+from boli.journal import (
+    GENESIS,
+    V1_DIGITS,
+    Journal,
+    RunInterrupted,
+    _line_hash,
+    read_head,
+    read_journal,
+    whole_lines,
+)
 from boli.rounds.checkpoint import CheckpointStore
 from boli.rounds.integrity import verify
 from boli.run import Run
@@ -26,6 +35,12 @@ def stopped(tmp_path: Path) -> Path:
         state = writer.step(state)
     writer.stop(state)
     return writer.folder
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep each test's key, and what it has sealed, to itself."""
+    monkeypatch.setenv("BOLI_HOME", str(tmp_path / "home"))
 
 
 def other_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +66,7 @@ def test_run_that_another_machine_signed_is_refused_until_it_is_adopted(
     assert adopted.key != key
     told = Run(stopped).verify()
     assert (told.problem, told.unsealed) == ("", 0)
-    monkeypatch.undo()
+    monkeypatch.setenv("BOLI_HOME", str(tmp_path / "home"))
     problem = Run(stopped).verify()
     assert f"is signed by key {adopted.key}" in problem.problem
     assert "--adopt" in problem.hint
@@ -113,6 +128,30 @@ def test_old_run_is_read_without_a_signature_and_signed_from_then_on(tmp_path: P
     lines = lines_of(folder)
     write_lines(folder, [lines[0].replace(b", ", b",  ", 1), *lines[1:]])
     assert verify(folder, None, checkpoint=False).problem
+
+
+@pytest.mark.parametrize("name", ["run-1", "another"])
+def test_sealed_run_that_is_made_to_look_like_an_old_one_is_refused(
+    stopped: Path, tmp_path: Path, name: str
+) -> None:
+    """No head, lines of schema 1 with hashes that fit, no hash in the checkpoint; another name."""
+    old = (GOLDEN / "journal-v1.jsonl").read_text()
+    bodies = [json.loads(line) for line in old.splitlines()]
+    lines, last = [], GENESIS[:V1_DIGITS]
+    for body in bodies:
+        body.pop("hash")
+        body |= {"prev": last} | ({"run": name} if "run" in body else {})
+        last = body["hash"] = _line_hash(body)[:V1_DIGITS]
+        lines.append(json.dumps(body).encode() + b"\n")
+    write_lines(stopped, lines)
+    (stopped / "run.json").write_text(json.dumps({"run": name}))
+    (stopped / "journal.head").unlink()
+    shutil.rmtree(stopped / "checkpoints")
+    assert "journal.head is missing" in Run(stopped).verify().problem
+    # The control: the same files in a folder that was never sealed here are an old run's.
+    assert Run(stopped.rename(tmp_path / "never")).verify().problem == (
+        "" if name == "another" else f"{tmp_path / 'never' / 'journal.head'} is missing"
+    )
 
 
 def test_old_lines_after_new_ones_are_refused(tmp_path: Path) -> None:
