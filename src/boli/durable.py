@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +91,20 @@ def tensors_digest(arrays: Arrays, facts: str) -> str:
     return digest.hexdigest()
 
 
-def write_tensors(path: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: Path,
+    arrays: Arrays,
+    facts: Mapping[str, Any],
+    sign: Callable[[str], Mapping[str, str]] = lambda _: {},  # digest to what vouches for it
+) -> None:
     """Write named arrays and JSON facts as one checksummed safetensors file.
 
     Raises:
         StorageError: the disk is full or refuses.
     """
     text = json.dumps(facts, sort_keys=True)
-    metadata = {"facts": text, "sha256": tensors_digest(arrays, text)}
+    digest = tensors_digest(arrays, text)
+    metadata = {"facts": text, "sha256": digest, **sign(digest)}
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     write_file(path, safetensors.numpy.save(contiguous, metadata=metadata))
 
@@ -106,6 +112,7 @@ def write_tensors(path: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
 def read_tensors(
     path: Path,
     hint: str = "delete it",  # where it is not whole
+    is_signed: Callable[[str, Mapping[str, str]], bool] = lambda *_: True,  # digest, metadata
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Return what `write_tensors` wrote.
 
@@ -119,6 +126,8 @@ def read_tensors(
         text, digest = metadata["facts"], metadata["sha256"]
         if tensors_digest(arrays, text) != digest:
             raise CorruptFileError(f"{path} does not match its checksum", hint)
+        if not is_signed(digest, metadata):
+            raise CorruptFileError(f"{path} is not signed by the key that it should be", hint)
         return arrays, json.loads(text)
     except (
         OSError,
@@ -134,9 +143,16 @@ def read_tensors(
 class Generations:
     """The last few versions of one state, newest first; a corrupt one is passed over."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        sign: Callable[[str], Mapping[str, str]] = lambda _: {},  # as of `write_tensors`
+        is_signed: Callable[[str, Mapping[str, str]], bool] = lambda *_: True,
+    ) -> None:
         self.folder = folder
         self.keep = keep
+        self._sign, self._is_signed = sign, is_signed
         self._corrupt: list[Path] = []  # found by `load`; they go once something newer is whole
 
     def paths(self) -> list[Path]:
@@ -152,7 +168,7 @@ class Generations:
         there = self.paths()
         number = int(there[0].stem) + 1 if there else 1
         path = self.folder / f"{number:09d}.safetensors"
-        write_tensors(path, arrays, facts)
+        write_tensors(path, arrays, facts, self._sign)
         whole = [old for old in there if old not in self._corrupt]
         for old in [*self._corrupt, *whole[self.keep - 1 :]]:
             old.unlink(missing_ok=True)
@@ -170,7 +186,7 @@ class Generations:
         corrupt: list[Path] = []
         for path in self.paths():
             try:
-                arrays, facts = read_tensors(path)
+                arrays, facts = read_tensors(path, is_signed=self._is_signed)
             except CorruptFileError:
                 corrupt.append(path)
             else:

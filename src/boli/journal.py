@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 from boli.durable import storage_error, write_file
 from boli.errors import CorruptFileError
-from boli.signature import SigningKey
+from boli.signature import SigningKey, note_sealed
 
 SCHEMA = 2
 GENESIS = "0" * 64
@@ -403,6 +403,8 @@ class Journal:
         self.sync()
         if self.key is not None:
             head = head.signed(self.key)
+            if old is None:
+                note_sealed(run)
         write_file(head_path(self.path), json.dumps(asdict(head)).encode())
         self._head = head
 
@@ -532,10 +534,19 @@ def read_journal(path: Path) -> list[Entry]:
 
 
 def entry_of(line: Line) -> Entry | None:
-    """Return a line as an entry; None where its kind is unknown."""
+    """Return a line as an entry; None where its kind is unknown.
+
+    Raises:
+        CorruptFileError: it lacks what its kind has; no program of ours wrote it.
+    """
     body = line.body
-    kind = Event.registry.get(body["event"])
+    kind = Event.registry.get(body.get("event", ""))
     if kind is None:
         return None
     values = {f.name: body[f.name] for f in fields(kind) if f.name in body}
-    return Entry(body["seq"], body["time"], kind(**values))
+    try:
+        return Entry(body["seq"], body["time"], kind(**values))
+    except (TypeError, KeyError) as error:
+        raise CorruptFileError(
+            f"line {body['seq'] + 1} of the journal is no {kind.name}: {error}", RESTORE
+        ) from None

@@ -22,7 +22,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from boli.journal import (
     RunInterrupted,
     RunResumed,
     VersionExported,
+    read_head,
 )
 from boli.model.layout import Layout
 from boli.plan import Plan
@@ -60,7 +61,7 @@ from boli.rounds.journaled import version_exported
 from boli.rounds.loop import Rounds
 from boli.rounds.transport import Joined, Transport
 from boli.rounds.update import ServerState
-from boli.signature import own_fingerprint, own_key
+from boli.signature import SigningKey, own_fingerprint, own_key
 
 if TYPE_CHECKING:
     from boli.evaluation.forecast import Forecast
@@ -116,29 +117,69 @@ class Run:
         Raises:
             CorruptFileError: no checkpoint can be read, or this machine's key is not whole.
         """
-        found = CheckpointStore(self.folder / "checkpoints").load()
         own = own_fingerprint()
-        return verify(self.folder, found, own=own, signer=key or own)
+        told, _, found = self._verified(own, key or own)
+        if found is None or not found[1] or told.problem:
+            return told
+        names = ", ".join(path.name for path in found[1])
+        return replace(
+            told,
+            problem=f"of the checkpoints in {self._checkpoints}, {names} was changed or not whole",
+            hint=f"resuming goes on from the one before, of version {found[0].version}",
+        )
+
+    def _verified(
+        self,
+        own: str,
+        signer: str,  # fingerprint
+        key: SigningKey | None = None,  # that will sign the checkpoints to come
+    ) -> tuple[Verification, CheckpointStore, Found | None]:
+        """Look at all that is there; no checkpoint is looked at unless the journal holds."""
+        told = verify(self.folder, None, own=own, signer=signer, checkpoint=False)
+        head = None if told.problem else read_head(self._journal)
+        checkpoints = CheckpointStore(self._checkpoints, key, head.key if head else "")
+        if told.problem:
+            return told, checkpoints, None
+        found = checkpoints.load()
+        return verify(self.folder, found, own=own, signer=signer), checkpoints, found
 
     def adopt(self) -> Verification:
-        """Sign the journal as it is with this machine's key, whoever signed it before.
+        """Sign journal and checkpoint as they are with this machine's key, whoever signed before.
 
         For a run that was moved here, or whose key was lost: whoever asks for it vouches for
         what is there.
 
         Raises:
-            CorruptFileError: something besides the signature does not hold.
+            CorruptFileError: something besides signatures does not hold.
         """
         with locked(self.folder, "run"):
-            found = CheckpointStore(self.folder / "checkpoints").load()
+            key = own_key()
+            checkpoints = CheckpointStore(self._checkpoints, key)
+            found = checkpoints.load()
             verify(self.folder, found, signature=False).check()
-            journal = Journal(self.folder / "journal.jsonl", key=own_key())
-            with contextlib.closing(journal):
-                state = found[0] if found else None
-                run = read_json(self.folder / "run.json")["run"]
-                saved = state.journal_seq if state else -1
-                journal.seal(run, state.version if state else 0, saved)
+            with contextlib.closing(Journal(self._journal, key=key)) as journal:
+                if found is not None:
+                    checkpoints.save(found[0])
+                self.seal(journal, found)
         return self.verify()
+
+    def seal(self, journal: Journal, found: Found | None) -> None:
+        """Seal a journal up to here; from now on its head asks for no newer checkpoint than this.
+
+        Raises:
+            StorageError: the head cannot be written.
+        """
+        run = str(read_json(self.folder / "run.json")["run"])
+        version, saved = (found[0].version, found[0].journal_seq) if found else (0, -1)
+        journal.seal(run, version, saved)
+
+    @property
+    def _journal(self) -> Path:
+        return self.folder / "journal.jsonl"
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
 
     def write_report(self) -> Path:
         """Write report.json and report.html; returns the page's path."""
@@ -251,12 +292,11 @@ def _new_folder(runs: Path, name: str) -> Path:
 
 
 def _carry_out(run: Run, observe: Observer, should_stop: Callable[[], bool], engine: Engine) -> Run:
-    checkpoints = CheckpointStore(run.folder / "checkpoints")
+    # All of this before anything is written: what was altered must not be signed.
     key = own_key()
-    found = checkpoints.load()
-    # Before anything is written: what was altered must not be signed.
-    verify(run.folder, found, signer=key.fingerprint).check()
-    journal = Journal(run.folder / "journal.jsonl", [observe], key)
+    told, checkpoints, found = run._verified(key.fingerprint, key.fingerprint, key)
+    told.check()
+    journal = Journal(run._journal, [observe], key)
     with contextlib.closing(journal):
         try:
             _to_the_end(run, journal, checkpoints, found, observe, should_stop, engine)
@@ -293,13 +333,10 @@ def _to_the_end(
     plan = run.plan
     _let_threads_sleep()
     begun = (run.folder / "run.json").exists()
+    if begun and found is not None and read_head(journal.path) is None:
+        checkpoints.save(found[0])  # signed, before there is a head that asks for it
     if begun:
-        # From now on the head asks for no newer checkpoint than the one that is gone on with.
-        state = found[0] if found else None
-        saved = state.journal_seq if state else -1
-        journal.seal(
-            read_json(run.folder / "run.json")["run"], state.version if state else 0, saved
-        )
+        run.seal(journal, found)
     prepared, first = prepare(run.folder, plan, journal, observe, boli.__version__)
     corrupt: list[Path] = []
     if found is None:

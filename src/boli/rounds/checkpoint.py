@@ -13,6 +13,7 @@ from boli.durable import Generations
 from boli.errors import CorruptFileError
 from boli.rounds.best import JudgedVersion, Selection
 from boli.rounds.update import Folded, ServerState, SiteProgress
+from boli.signature import SigningKey, is_signed_by
 
 SCHEMA = 1
 _NOT_KEPT = {"outstanding": {"copies"}}  # named anew whenever an order is sent
@@ -112,11 +113,34 @@ def from_parts(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> 
 Found = tuple[ServerState, list[Path]]  # the newest that is whole, and the corrupt ones after it
 
 
-class CheckpointStore:
-    """The checkpoints of one run; keeps the last good one beside the newest."""
+def _message(digest: str) -> bytes:
+    """Return the bytes that a signature covers."""
+    return f"boli checkpoint 1\n{digest}".encode()
 
-    def __init__(self, folder: Path) -> None:
-        self._generations = Generations(folder)
+
+class CheckpointStore:
+    """The checkpoints of one run; keeps the last good one beside the newest.
+
+    `key` signs what is saved. One that the public key `signer` has not signed counts as corrupt.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        key: SigningKey | None = None,  # None: nothing is signed
+        signer: str = "",  # empty: anybody, or nobody, may have signed
+    ) -> None:
+        def sign(digest: str) -> Mapping[str, str]:
+            if key is None:
+                return {}
+            return {"key": key.public, "signature": key.sign(_message(digest))}
+
+        def is_signed(digest: str, metadata: Mapping[str, str]) -> bool:
+            return not signer or is_signed_by(
+                signer, _message(digest), metadata.get("signature", "")
+            )
+
+        self._generations = Generations(folder, sign=sign, is_signed=is_signed)
 
     def save(self, state: ServerState) -> None:
         """Make the state durable.

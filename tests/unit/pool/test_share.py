@@ -17,7 +17,7 @@ from boli.corpus.record import Record
 from boli.corpus.source_state import UNKNOWN
 from boli.errors import CorpusError, PoolError
 from boli.pool.egress import NOTED_BEFORE, Sent
-from boli.pool.egress_log import EgressLog
+from boli.pool.egress_log import GENESIS, HEAD, EgressLog, first_break, line_hash
 from boli.pool.figures import figures
 from boli.pool.share import NEAR, SAME, share
 from boli.pool.table import Pool
@@ -255,3 +255,35 @@ def test_what_is_no_prepared_folder_is_told(pool: Pool, log: EgressLog, tmp_path
         share(tmp_path, pool, "arrah", log)
     with pytest.raises(PoolError):
         share(tmp_path, pool, "../arrah", log)
+
+
+def rewritten(log: EgressLog) -> None:
+    """Take the first line's records out, and hash the log and its head anew."""
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    lines[0]["records"] = []
+    previous = GENESIS
+    for line in lines:
+        line["prev"] = previous
+        del line["hash"]
+        previous = line["hash"] = line_hash(line)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    log.path.write_text(text)
+    head = json.loads((log.folder / HEAD).read_text())
+    (log.folder / HEAD).write_text(json.dumps({**head, "hash": previous, "end": len(text)}))
+
+
+def test_nothing_is_shared_with_a_log_that_was_written_anew(
+    pool: Pool, log: EgressLog, tmp_path: Path
+) -> None:
+    share(prepared(tmp_path / "arrah", [record(0)]), pool, "arrah", log)
+    whole = {name: (log.folder / name).read_bytes() for name in (HEAD, log.path.name)}
+    rewritten(log)
+    assert first_break(log.folder) == ""  # the machine alone cannot tell
+    more = prepared(tmp_path / "more", [record(1)])
+    with pytest.raises(PoolError, match="line 1 is not the one that the pool has noted"):
+        share(more, pool, "arrah", log)
+    pool.refresh()
+    assert figures(pool).rows == 1
+    for name, data in whole.items():
+        (log.folder / name).write_bytes(data)
+    assert share(more, pool, "arrah", log).added == 1
