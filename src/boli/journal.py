@@ -109,6 +109,21 @@ class UpdateAccepted(Event):
 
 
 @dataclass(frozen=True)
+class UpdateWeighed(Event):
+    """What an update counts for in a version, and what is seen of its site."""
+
+    site: str
+    sequence: int
+    version: int  # that it is in
+    weight: float  # before staleness
+    norm: float
+    bound: float  # of the norm; 0: none
+    scaled: float  # factor that brought the norm below its bound, 1 if none
+    direction: float | None  # median cosine of where the site is heading to the others; -1 to 1
+    offence: str  # "direction", "norm", or nothing
+
+
+@dataclass(frozen=True)
 class UpdateRejected(Event):
     order: str
     site: str
@@ -141,6 +156,13 @@ class RoundStepped(Event):
 class SiteBenched(Event):
     site: str
     reason: str
+
+
+@dataclass(frozen=True)
+class SiteForgiven(Event):
+    """A person lets a site take part again, whatever was seen of it."""
+
+    site: str
 
 
 @dataclass(frozen=True)

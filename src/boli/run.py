@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 
 
 WAITING = "waiting for the sites"
+FRAMES_KEPT_BYTES = 64 << 20  # of one round, for which its updates wait for each other
 Engine = Callable[["Run", Prepared], AbstractContextManager[Transport]]
 
 
@@ -297,20 +298,23 @@ def _rounds(
     should_stop: Callable[[], bool],
 ) -> Rounds:
     from boli.codec.codec import codec_for, decay_for
+    from boli.rounds.bounds import multiple_of, reach_of
     from boli.rounds.buffer import BufferedStrategy
     from boli.rounds.cohort import cohorts_for
     from boli.rounds.outer import outer_optimizer
     from boli.rounds.schedule import Schedule
+    from boli.rounds.suspicion import Suspicion
 
     layout = Layout.from_description(prepared.layout)
-    steps, rounds = plan.model.local_steps, plan.rounds
+    steps, rounds, codec = plan.model.local_steps, plan.rounds, codec_for(plan.codec)
+    frames_bytes = 2 * plan.buffer_size * codec.expected_bytes(layout.size, 0)
     tokens_a_step = steps.batch_sequences * steps.sequence_length
     strategy = BufferedStrategy(
         buffer_size=plan.buffer_size,
         max_staleness=plan.max_staleness,
         staleness_power=rounds.staleness_power,
         token_power=rounds.token_power,
-        norm_multiple=rounds.norm_multiple,
+        norm_multiple=multiple_of(plan),
         reference_tokens=rounds.local_steps * tokens_a_step,
         max_tokens_per_step=tokens_a_step,
         outer=outer_optimizer(rounds.outer),
@@ -318,6 +322,12 @@ def _rounds(
         downlink=codec_for(plan.codec.down),
         downlink_decay=decay_for(plan.codec.down, rounds.total),
         cohorts=cohorts_for(plan),
+        keeps_frames=rounds.robust != "none" or frames_bytes <= FRAMES_KEPT_BYTES,
+        reach=reach_of(plan),
+        robust=rounds.robust,
+        trim_share=rounds.trim_share,
+        suspicion=Suspicion(rounds.suspend),
+        most_share=rounds.most_share,
     )
     schedule = Schedule(
         total=rounds.total,
@@ -326,6 +336,7 @@ def _rounds(
         speed_aware=rounds.speed_aware,
         every_rounds=plan.evaluation.every_rounds,
         densities=(plan.codec.least_density or plan.codec.density, plan.codec.density),
+        shares=strategy.shares,
     )
 
     def check_site(joined: Joined) -> None:

@@ -7,7 +7,7 @@ file with `python tests/golden/test_formats.py`, which never overwrites one.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,10 +36,12 @@ from boli.journal import (
     RunResumed,
     RunStarted,
     SiteBenched,
+    SiteForgiven,
     SiteJoined,
     SiteLeft,
     UpdateAccepted,
     UpdateRejected,
+    UpdateWeighed,
     read_journal,
 )
 from boli.rounds.checkpoint import from_parts, to_parts
@@ -61,8 +63,12 @@ CODECS: dict[str, Codec] = {
     "public8": PublicCodec(value_bits=8).on(SUPPORT, MOVED, ((0, 300),), 300),
 }
 FRAMES = {name: [f"frame-v1-{name}.bin"] for name in CODECS}
-JOURNALS = ["journal-v1.jsonl", "journal-v1-copies.jsonl"]
-CHECKPOINTS = ["checkpoint-v1.safetensors", "checkpoint-v1-support.safetensors"]
+JOURNALS = ["journal-v1.jsonl", "journal-v1-copies.jsonl", "journal-v1-weighed.jsonl"]
+CHECKPOINTS = [
+    "checkpoint-v1.safetensors",
+    "checkpoint-v1-support.safetensors",
+    "checkpoint-v1-frames.safetensors",
+]
 
 LAYOUT = "0123456789abcdef0123456789abcdef"
 VECTOR = np.array([0.0, 1.0, -1.5, 0.25, 1024.0, -(2.0**-14)], np.float32)
@@ -93,7 +99,9 @@ EVENTS: list[Event] = [
     UpdateRejected("first-1-gaya-2", "gaya", "stale", "4 rounds behind"),
     RoundStepped(1, 1, 20480, 0.1, 5.5),
     SiteLeft("gaya", "signal 9"),
+    UpdateWeighed("gaya", 1, 1, 1.0, 0.1, 0.05, 0.5, -0.25, "direction"),
     SiteBenched("gaya", "3 updates in a row were refused"),
+    SiteForgiven("gaya"),
     AttemptsRefused("no key", "", 12, 60.0, "10.0.0.9:40000: authentication error"),
     RunInterrupted(1),
     RunFailed("cannot write runs/first-1/checkpoints: No space left on device"),
@@ -104,7 +112,10 @@ EVENTS: list[Event] = [
 
 def events_of(name: str) -> list[Event]:
     """Return what a journal tells: the kinds that there were when it was written."""
-    return [event for event in EVENTS if "copies" in name or not isinstance(event, CopyRead)]
+    later: tuple[type[Event], ...] = (CopyRead, UpdateWeighed, SiteForgiven)
+    if "copies" in name:
+        later = later[1:]
+    return [event for event in EVENTS if "weighed" in name or not isinstance(event, later)]
 
 
 def vector_of(name: str) -> Any:
@@ -132,7 +143,7 @@ def write_journal(path: Path) -> None:
         journal.close()
 
 
-def server_state(support: Support | None = SUPPORT) -> ServerState:
+def server_state(support: Support | None = SUPPORT, *, frames: bool = True) -> ServerState:
     order = Order(
         order="first-1-gaya-3",
         site="gaya",
@@ -148,7 +159,7 @@ def server_state(support: Support | None = SUPPORT) -> ServerState:
         evaluate=("tuning",),
         support=support,
     )
-    return ServerState(
+    state = ServerState(
         run="first-1",
         layout=LAYOUT,
         theta=VECTOR,
@@ -171,9 +182,43 @@ def server_state(support: Support | None = SUPPORT) -> ServerState:
         folded=(
             Folded(site="patna", sequence=2, staleness=1, norm=0.5, left=0.25 if support else 0.0),
         ),
-        norms=(0.25, 0.5),
         tokens=40960,
         journal_seq=7,
+    )
+    return with_frames(state) if frames else state
+
+
+def with_frames(state: ServerState) -> ServerState:
+    """Return the state with what came with kept frames, shares and suspicion."""
+    kept = Folded(
+        site="gaya",
+        sequence=2,
+        staleness=0,
+        norm=3.0,
+        left=0.5,
+        base_version=2,
+        size=6,
+        weight=1.5,
+        rate=0.001,
+        reach=4.0,
+        bound=2.0,
+        scaled=0.5,
+    )
+    state = state.with_site(
+        "patna",
+        suspended=True,
+        seen=("", "direction", "norm", "refused"),
+        weight=1.25,
+        contribution=0.75,
+    )
+    return replace(
+        state,
+        folded=(*state.folded, kept),
+        frames={"gaya/2": bytes(range(8))},
+        center=VECTOR / 8,
+        recent=(("gaya", "patna"), ("gaya",)),
+        headings={"gaya": VECTOR / 16},
+        sketch_seed=2**61 + 1,
     )
 
 
@@ -247,7 +292,8 @@ def test_old_journal_can_be_gone_on_with(tmp_path: Path) -> None:
 
 def test_every_checkpoint_ever_written_can_be_read() -> None:
     for name in CHECKPOINTS:
-        expected = server_state(SUPPORT if "support" in name else None)
+        support = None if name == CHECKPOINTS[0] else SUPPORT
+        expected = server_state(support, frames="frames" in name)
         assert same(from_parts(*read_tensors(FOLDER / name)), expected)
 
 

@@ -434,7 +434,7 @@ def test_equal_plans_have_equal_digests_and_any_change_another(
 
 
 def test_default_written_out_gives_the_same_plan(tiny_plan: PlanOf, tmp_path: Path) -> None:
-    written = tiny_plan(tmp_path, rounds={"mode": "synchronous", "norm_multiple": 10})
+    written = tiny_plan(tmp_path, rounds={"mode": "synchronous", "trim_share": 0.2})
     assert written.digest == tiny_plan(tmp_path).digest
 
 

@@ -13,7 +13,7 @@ from boli.codec.codec import DenseCodec, encode_frame
 from boli.codec.entries import Entries
 from boli.journal import Evaluated, UpdateAccepted, UpdateRejected
 from boli.model.layout import Vector
-from boli.rounds.buffer import NORMS_NEEDED, BufferedStrategy
+from boli.rounds.buffer import BufferedStrategy
 from boli.rounds.checkpoint import to_parts
 from boli.rounds.outer import Nesterov
 from boli.rounds.schedule import Schedule
@@ -63,7 +63,7 @@ def test_order_of_arrival_never_changes_the_round(federation: Fed, ranks: dict[s
                 assert all(verdict.accepted for verdict in verdicts)
             assert strategy.ready(state)
             state, release, norm = strategy.step(state)
-            results.add((state.theta.tobytes(), release.step.tobytes(), state.norms, norm))
+            results.add((state.theta.tobytes(), release.step.tobytes(), norm))
     assert len(results) == 1
 
 
@@ -486,20 +486,24 @@ def test_entries_are_refused_before_they_overflow_the_sum(
         assert release.step == pytest.approx(entry, rel=1e-6)
 
 
-# --- bounds on norms
+# --- bounds on norms (bounds themselves: test_bounds.py)
 
 
-def known_norms(fed: Any, number: int, norm: float = 2.0) -> ServerState:
-    state: ServerState = fed.state(norms=tuple([norm] * number))
+def known(fed: Any, norm: float = 2.0) -> ServerState:
+    """Return a state that remembers an update of that norm from every site."""
+    state: ServerState = fed.state()
+    for name in fed.ranks:
+        added = norm / fed.layout.size**0.5
+        state = state.with_site(name, weight=1.0, contribution=added)
     return state
 
 
-def test_norm_above_its_bound_is_scaled_down_to_it(federation: Fed) -> None:
-    fed = federation({"gaya": None})
-    strategy = fed.strategy(norm_multiple=10.0)
+def test_norm_above_its_bound_is_scaled_down_to_it_as_the_update_comes(federation: Fed) -> None:
+    fed = federation({"gaya": None, "patna": None})
+    strategy = fed.strategy(norm_multiple=10.0, buffer_size=1)
     direction = np.ones(fed.layout.size, np.float32) / np.float32(np.sqrt(fed.layout.size))
     for size, expected in ((19.0, 19.0), (100.0, 20.0), (5000.0, 20.0)):
-        state = known_norms(fed, NORMS_NEEDED)
+        state = known(fed)
         state, _, (event,) = fold_one(
             strategy, state, fed.delivery(state, "gaya", direction * np.float32(size))
         )
@@ -510,42 +514,23 @@ def test_norm_above_its_bound_is_scaled_down_to_it(federation: Fed) -> None:
         assert release.step == pytest.approx(direction * expected, rel=1e-5)
 
 
-def test_norms_are_not_judged_before_there_are_enough_of_them(federation: Fed) -> None:
-    fed = federation({"gaya": None})
-    state = known_norms(fed, NORMS_NEEDED - 1)
-    huge = np.full(fed.layout.size, 1000, np.float32)
-    _, _, (event,) = fold_one(fed.strategy(), state, fed.delivery(state, "gaya", huge))
-    assert event.scaled == 1
-
-
 def test_bound_comes_from_whole_rounds_and_so_not_from_the_order_of_arrival(
     federation: Fed,
 ) -> None:
     fed = federation(THREE)
-    state = known_norms(fed, NORMS_NEEDED)
     sizes = {"arrah": 0.001, "gaya": 50.0, "patna": 400.0}
     ones = np.ones(fed.layout.size, np.float32)
-    results = set()
-    for order in itertools.permutations(THREE):
-        after = state
-        strategy = fed.strategy()
-        for name in order:
-            after, _, _ = strategy.fold(after, [fed.delivery(after, name, ones * sizes[name])])
-        after, _, _ = strategy.step(after)
-        results.add((after.theta.tobytes(), after.norms))
-    assert len(results) == 1
-
-
-def test_last_norms_are_remembered_and_older_ones_forgotten(federation: Fed) -> None:
-    fed = federation({"gaya": None})
-    state, strategy = fed.state(), fed.strategy()
-    for size in range(1, 71):
-        vector = np.zeros(fed.layout.size, np.float32)
-        vector[0] = size
-        state, _, _ = strategy.fold(state, [fed.delivery(state, "gaya", vector)])
-        state, _, _ = strategy.step(state)
-        state = fed.ask(state)
-    assert state.norms == tuple(float(size) for size in range(7, 71))
+    for keeps_frames in (False, True):
+        results = set()
+        for order in itertools.permutations(THREE):
+            after = known(fed)
+            strategy = fed.strategy(keeps_frames=keeps_frames, norm_multiple=1.5)
+            for name in order:
+                after, _, _ = strategy.fold(after, [fed.delivery(after, name, ones * sizes[name])])
+            after, _, norm = strategy.step(after)
+            results.add((after.theta.tobytes(), tuple(after.sites.items()), norm))
+        assert len({theta for theta, _, _ in results}) == 1
+        assert len({norm for _, _, norm in results}) == 1
 
 
 # --- state
