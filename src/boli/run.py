@@ -18,7 +18,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,6 +34,7 @@ from boli.journal import (
     RunFinished,
     RunInterrupted,
     RunResumed,
+    SiteForgiven,
 )
 from boli.model.layout import Layout
 from boli.plan import Plan
@@ -139,6 +140,7 @@ def train(
     plan: Plan | None = None,
     *,
     resume: str | None = None,
+    forgive: Sequence[str] = (),
     runs: str | Path = "runs",
     observe: Observer = ignore,
     should_stop: Callable[[], bool] = lambda: False,
@@ -149,7 +151,8 @@ def train(
     `observe` gets journal events, live measurements and stages as they happen.
     When `should_stop` says so, the run ends at a point from which it can be
     resumed, and `Run.finished` is False. `engine` reaches sites elsewhere; without it
-    they are processes on this machine.
+    they are processes on this machine. Sites named in `forgive` take part again in a run
+    that is resumed, although it suspended them.
 
     Raises:
         BoliError: the plan, the text, the base or the disk does not allow it.
@@ -165,6 +168,11 @@ def train(
                 f"the plan differs from the one that run {run.id} follows",
                 f"resume without a plan: boli train --resume {run.id}; or start a new run",
             )
+    elif plan is not None and forgive:
+        raise RunError(
+            "a new run has suspended no site yet",
+            f"resume the run that did: boli train --resume RUN --forgive {forgive[0]}",
+        )
     elif plan is not None:
         check_text(plan, sites=engine is None)
         check_origin(plan.model.base.path or "")
@@ -174,7 +182,7 @@ def train(
     with locked(run.folder, "run"):
         if plan is not None and resume is None:
             write_file(run.folder / "plan.json", plan.model_dump_json(indent=2).encode())
-        return _carry_out(run, observe, should_stop, engine or local_engine)
+        return _carry_out(run, observe, should_stop, engine or local_engine, forgive)
 
 
 def carry_out(folder: Path, plan: Plan, engine: Engine, observe: Observer = ignore) -> Run:
@@ -213,11 +221,17 @@ def _new_folder(runs: Path, name: str) -> Path:
     raise RunError(f"too many runs called {name}-{stamp}", "wait a second")
 
 
-def _carry_out(run: Run, observe: Observer, should_stop: Callable[[], bool], engine: Engine) -> Run:
+def _carry_out(
+    run: Run,
+    observe: Observer,
+    should_stop: Callable[[], bool],
+    engine: Engine,
+    forgive: Sequence[str] = (),
+) -> Run:
     journal = Journal(run.folder / "journal.jsonl", [observe])
     with contextlib.closing(journal):
         try:
-            _to_the_end(run, journal, observe, should_stop, engine)
+            _to_the_end(run, journal, observe, should_stop, engine, forgive)
         except BoliError as error:
             # A full disk refuses this line too; the error itself says enough then.
             with contextlib.suppress(StorageError):
@@ -242,6 +256,7 @@ def _to_the_end(
     observe: Observer,
     should_stop: Callable[[], bool],
     engine: Engine,
+    forgive: Sequence[str],
 ) -> None:
     """Take a run from wherever it is to its adapter, or to where it was told to stop."""
     started = time.monotonic()
@@ -257,6 +272,7 @@ def _to_the_end(
     else:
         state, corrupt = found
         state = state.welcome_back()
+        state = _forgiven(state, forgive, journal)
         checkpoints.save(state)
     if begun:
         journal.append(RunResumed(state.version, [p.name for p in corrupt], state.journal_seq))
@@ -273,6 +289,23 @@ def _to_the_end(
     _finish(run, plan, prepared, state, journal, base)
     journal.append(RunFinished(state.version, time.monotonic() - started, "adapter"))
     journal.sync()
+
+
+def _forgiven(state: ServerState, names: Sequence[str], journal: Journal) -> ServerState:
+    """Return the state in which these sites take part again, and journal that.
+
+    Raises:
+        RunError: the run has no such site.
+    """
+    from boli.rounds.suspicion import forgive
+
+    for name in names:
+        if name not in state.sites:
+            there = ", ".join(state.sites)
+            raise RunError(f"the run has no site {name!r} to forgive", f"it has {there}")
+        state = forgive(state, name)
+        journal.append(SiteForgiven(name))
+    return state
 
 
 @contextlib.contextmanager

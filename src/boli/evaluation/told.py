@@ -17,6 +17,7 @@ from boli.journal import (
     RunResumed,
     RunStarted,
     SiteBenched,
+    SiteForgiven,
     SiteJoined,
     UpdateAccepted,
     UpdateRejected,
@@ -140,6 +141,8 @@ class Told:
                 self.rounds[event.version] = (self.now, event)
             case SiteBenched(site, reason):
                 self.benched[site] = reason
+            case SiteForgiven(site):
+                self.benched.pop(site, None)
             case event:
                 self._tell_of_site(event)
 
