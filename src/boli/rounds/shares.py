@@ -17,6 +17,7 @@ from boli.rounds.update import Folded, ServerState
 
 WINDOW = 10  # versions
 FAIR = 1.5  # times an equal share, that one site may have of the updates in a window
+LEAST = 1.1  # times an equal share: a plan that allows less would stand still
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,16 @@ class Shares:
     def _over(self, state: ServerState, there: Collection[str] | None) -> set[str]:
         """Return the sites that have their share of the last versions, and of this one."""
         present = [name for name in state.active if there is None or name in there]
-        share = FAIR / max(1, len(present)) if self.most is None else self.most
+        equal = 1 / max(1, len(present))
+        share = FAIR * equal if self.most is None else max(self.most, LEAST * equal)
         if share >= 1:
             return set()
-        size = min(self.buffer_size, len(present) * self._a_version(state))
-        most = max(1, math.ceil(share * WINDOW * size - 1e-9))
         last = state.recent[-(WINDOW - 1) :]
         counts = Counter(name for names in last for name in names)
         counts.update(entry.site for entry in state.folded)
+        size = min(self.buffer_size, len(present) * self._a_version(state))
+        # Of all that there is, no more than most sites can be over: somebody always goes on.
+        most = math.ceil(share * max(WINDOW * size, counts.total()) - 1e-9)
         return {name for name, count in counts.items() if count >= most}
 
 

@@ -139,3 +139,25 @@ def test_flood_fills_no_version_and_is_taken_one_by_one(federation: Fed) -> None
     state, _, _ = strategy.fold(state, [fed.delivery(state, "patna", ones)])
     _, release, _ = strategy.step(state)
     assert release.step == pytest.approx((1 + 9) / 2**0.5 / 2)  # both are one version old now
+
+
+@pytest.mark.parametrize("most", [None, 0.05, 0.3, 0.67])
+@pytest.mark.parametrize("there", [1, 2, 3, 5])
+@pytest.mark.parametrize("buffer_size", [1, 2, 3, 5])
+def test_somebody_always_goes_on(most: float | None, there: int, buffer_size: int) -> None:
+    """Whoever may train does, and answers at once: no version is waited for by nobody."""
+    found, state = shares(buffer_size, most=most), state_of(5)
+    present = set(list(state.sites)[:there])
+    for _ in range(40):
+        for name in [*present] * 5:
+            if found.may_train(state, name, present):
+                state = folded(state, name)
+        if there == 1 and buffer_size > 1:
+            assert len(found.chosen(state)) < found.needed(state, present)  # it is alone
+            return
+        used = found.chosen(state)
+        assert len(used) >= found.needed(state, present)
+        gone = {entry.key for entry in used}
+        left = tuple(entry for entry in state.folded if entry.key not in gone)
+        names = tuple(entry.site for entry in used)
+        state = replace(state, folded=left, recent=(*state.recent, names)[-9:])
