@@ -47,7 +47,8 @@ class Shares:
         a_version = self._a_version(state)
         free = {n for n in active if there is None or n in there} - self._over(state, there)
         able = (free | {entry.site for entry in state.folded}) & active
-        least = min(2, self.buffer_size, len(active) * a_version)
+        # More than one site may have: nobody makes a version alone, while there are others.
+        least = min(self.buffer_size, a_version + (len(active) > 1))
         return max(1, least, min(self.buffer_size, len(able) * a_version))
 
     def may_train(self, state: ServerState, name: str, there: Collection[str] | None) -> bool:
