@@ -340,7 +340,8 @@ def _rounds(
 
     layout = Layout.from_description(prepared.layout)
     steps, rounds, codec = plan.model.local_steps, plan.rounds, codec_for(plan.codec)
-    frames_bytes = 2 * plan.buffer_size * codec.expected_bytes(layout.size, 0)
+    frames = len(plan.site) * (1 if rounds.mode == "synchronous" else 2)  # at most, at one time
+    frames_bytes = frames * codec.expected_bytes(layout.size, 0)
     tokens_a_step = steps.batch_sequences * steps.sequence_length
     strategy = BufferedStrategy(
         buffer_size=plan.buffer_size,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -42,6 +43,7 @@ def times(multiple: float, value: float) -> float:
     return math.inf if math.isinf(multiple) else multiple * value
 
 
+@lru_cache
 def furthest_step(beta1: float, beta2: float) -> float:
     """Return the most by which one step of Adam moves an entry, in learning rates.
 

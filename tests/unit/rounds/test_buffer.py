@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -8,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from boli.codec.codec import DenseCodec, encode_frame
 from boli.codec.entries import Entries
 from boli.journal import Evaluated, UpdateAccepted, UpdateRejected
 from boli.model.layout import Vector
 from boli.rounds.buffer import BufferedStrategy
-from boli.rounds.checkpoint import to_parts
+from boli.rounds.checkpoint import from_parts, to_parts
 from boli.rounds.outer import Nesterov
 from boli.rounds.schedule import Schedule
 from boli.rounds.sums import GRID, add_to
@@ -398,6 +400,10 @@ BAD: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
         "malformed",
         lambda fed: {"payload": frame_of(fed, np.ones(fed.layout.size + 1, np.float32))},
     ),
+    "tokens of more steps than were done": (
+        "tokens",
+        lambda fed: {"local_steps": 4, "tokens": 1000},  # 200 a step
+    ),
     "NaN": ("malformed", lambda fed: {"payload": nan_frame(fed)}),
     "payload of another rank": (
         "malformed",
@@ -608,6 +614,29 @@ def test_update_of_a_benched_site_is_not_folded_in(federation: Fed) -> None:
     after, verdict, _ = fold_one(strategy, state, delivery)
     assert not verdict.accepted
     assert after.folded == ()
+
+
+@pytest.mark.parametrize("seconds", [5e-324, 1e-30, 1e30])
+def test_claimed_speed_is_a_speed_and_the_checkpoint_can_be_read(
+    federation: Fed, seconds: float
+) -> None:
+    fed = federation(THREE)
+    state, ones = fed.state(), np.ones(fed.layout.size, np.float32)
+    delivery = fed.delivery(state, "gaya", ones, train_seconds=seconds)
+    state, verdict, _ = fold_one(fed.strategy(), state, delivery)
+    assert verdict.accepted
+    assert 0 <= state.sites["gaya"].steps_per_second <= 1e6
+    arrays, facts = to_parts(state)
+    assert from_parts(arrays, json.loads(json.dumps(facts))).sites == state.sites
+
+
+@pytest.mark.parametrize(
+    "name", ["train_seconds", "evaluate_seconds", "work_seconds", "idle_seconds", "residual_norm"]
+)
+def test_less_than_no_time_and_no_residual_is_no_header(federation: Fed, name: str) -> None:
+    fed = federation(THREE)
+    with pytest.raises(ValidationError, match=name):
+        fed.delivery(fed.state(), "gaya", np.ones(fed.layout.size), **{name: -1.0})
 
 
 # --- what is told

@@ -245,6 +245,40 @@ def test_site_that_joins_again_is_not_taken_back(tmp_path: Path) -> None:
     assert not rounds._welcome(failed, ["gaya"]).sites["gaya"].benched
 
 
+def test_forgiven_site_trains_again_and_one_that_is_not_does_not(tmp_path: Path) -> None:
+    from quadratic import Job
+
+    from boli.engine.fake import FakeTransport
+    from boli.errors import RunError
+    from boli.journal import Journal, SiteForgiven, UpdateAccepted, read_journal
+    from boli.rounds.checkpoint import CheckpointStore
+    from boli.run import _forgiven
+
+    job, accepted = Job(), {}
+    for names in ((), ("gaya",)):
+        folder = tmp_path / f"forgiven {len(names)}"
+        folder.mkdir()
+        journal, store = Journal(folder / "journal.jsonl"), CheckpointStore(folder)
+        store.save(job.first_state().with_site("gaya", benched="why", suspended=True))
+        found = store.load()
+        assert found is not None
+        state = _forgiven(found[0].welcome_back(), names, journal)
+        engine = FakeTransport(job.node)
+        job.loop(engine, store, journal).run(state)
+        engine.close()
+        journal.close()
+        events = [entry.event for entry in read_journal(folder / "journal.jsonl")]
+        assert [e.site for e in events if isinstance(e, SiteForgiven)] == list(names)
+        accepted[names] = {e.site for e in events if isinstance(e, UpdateAccepted)}
+    assert accepted == {
+        (): {"arrah", "darbhanga"},
+        ("gaya",): {"arrah", "darbhanga", "gaya"},
+    }
+    with pytest.raises(RunError, match="no site 'nobody' to forgive") as caught:
+        _forgiven(job.first_state(), ["nobody"], journal)
+    assert "arrah, darbhanga, gaya" in caught.value.hint
+
+
 def test_frames_of_a_site_that_is_suspended_are_dropped(federation: Fed) -> None:
     fed = federation(FIVE)
     strategy = fed.strategy(keeps_frames=True, buffer_size=3, max_staleness=5)
