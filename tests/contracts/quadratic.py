@@ -393,6 +393,8 @@ def counted_once(job: Job, history: Sequence[ServerState], tap: Tap) -> Vector:
         for version, names in enumerate(after.recent[-made:] if made else (), before.version):
             sums, weights = np.zeros(theta.size, np.int64), np.zeros(theta.size)
             for name in names:
+                if not waiting[name]:  # versions hold more than the checkpoints took in
+                    return np.full_like(theta, np.nan)
                 header, payload = tap.updates[f"run-{name}-{waiting[name].pop(0)}"]
                 view = LAYOUT.view(job.ranks[name])
                 vector = decode_frame(payload, LAYOUT.digest, view.size).vector
