@@ -396,7 +396,7 @@ def _rounds(
     from boli.rounds.cohort import cohorts_for
     from boli.rounds.outer import outer_optimizer
     from boli.rounds.schedule import Schedule
-    from boli.rounds.suspicion import Suspicion
+    from boli.rounds.suspicion import Suspicion, early_versions
 
     layout = Layout.from_description(prepared.layout)
     steps, rounds, codec = plan.model.local_steps, plan.rounds, codec_for(plan.codec)
@@ -421,7 +421,7 @@ def _rounds(
         reach=reach_of(plan),
         robust=rounds.robust,
         trim_share=rounds.trim_share,
-        suspicion=Suspicion(rounds.suspend),
+        suspicion=Suspicion(rounds.suspend, early_versions(len(plan.site), plan.buffer_size)),
         most_share=rounds.most_share,
     )
     schedule = Schedule(

@@ -410,8 +410,7 @@ def test_control_coordinator_that_checks_no_sequence_is_noticed(tmp_path: Path) 
     assert careful.counts_once()
     play = Play(ASYNCHRONOUS, script, tmp_path / "trusting", versions=5, change=trusting)
     play.run()
-    with pytest.raises(AssertionError, match="not taken in"):
-        play.counts_once()
+    assert not play.counts_once()
 
 
 def test_control_bits_of_a_version_that_was_missed_are_noticed(tmp_path: Path) -> None:

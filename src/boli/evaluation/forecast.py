@@ -256,11 +256,6 @@ def _notes(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> list[str]:
             f"evaluation.every_rounds {plan.evaluation.every_rounds} is not below rounds.total "
             f"{plan.rounds.total}"
         )
-    if len(plan.site) == 2:
-        notes.append(
-            "of two sites neither is a majority: one that lies about its judgements can keep "
-            "a better version from being exported"
-        )
     if not plan.model.base.text:
         notes.append("model.base.text is empty: forgetting of the base language is not judged")
     return [*notes, *_notes_on_one_site(plan)]
@@ -270,7 +265,10 @@ def _notes_on_one_site(plan: Plan) -> Iterator[str]:
     """Say what one site that works against the others could still do."""
     rounds, num_sites = plan.rounds, len(plan.site)
     if num_sites == 2:
-        yield "of 2 sites nobody can tell which one is wrong: none is suspended for its updates"
+        yield (
+            "of 2 sites nobody can tell which one is wrong: none is suspended for its updates, and "
+            "either can keep a better version from being exported"
+        )
     if num_sites > 2 and plan.codec.name in ("sparse", "dgc"):
         yield (
             f'under codec "{plan.codec.name}" each site sends its own entries: a site can train a '

@@ -4,9 +4,12 @@ Of every update a random sketch is added to a sketch of where its site is headin
 in which older updates fade. The seed of the sketches is drawn by the coordinator
 and never leaves it. A site's direction is the median of its cosines to each of the
 other sites: as long as most sites are honest, a minority of liars moves neither its
-own direction up nor an honest site's direction down. Near the end of a training
-honest sites of unlike languages pull apart, too; a direction counts against a site
-only where the other sites agree with each other.
+own direction up nor an honest site's direction down.
+
+A direction counts against a site in the first rounds only, where honest sites come
+from the same base and go the same way. Later an honest site whose language is unlike
+the others' pulls against them as much as a liar does, and nothing here can tell the
+two apart; it is told, and nobody is suspended for it.
 
 Source: Charikar, Chen & Farach-Colton 2002, count sketch.
 https://doi.org/10.1007/3-540-45465-9_59
@@ -14,6 +17,7 @@ https://doi.org/10.1007/3-540-45465-9_59
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,8 +34,9 @@ from boli.rounds.update import ServerState, SiteProgress, Spans, Vector
 
 BUCKETS = 2048  # of a sketch: a cosine is right to about 1 / √2048 = 0.022
 FADING = 0.8  # of a site's sketch, at each of its updates
-OPPOSED = -0.1  # a direction below it is against the others
-AGREED = 0.1  # where half of the others have directions above it
+EARLY = 4  # updates of a site on average, while directions count
+AGREED = 0.12  # where half of the others have directions above it
+OPPOSED = 0.6  # times what half of the others agree, turned round: no honest site's direction
 FAR = 4.0  # bounds: a norm above so many is no honest site's
 SEEN = 6  # updates that a site is judged by
 OFFENCES = 3  # among them, that suspend it
@@ -99,6 +104,7 @@ class Suspicion:
     """Settings; what was seen is in the state."""
 
     suspends: bool = True
+    early: int = EARLY  # versions in which directions count
 
     def judge(
         self, state: ServerState, weighed: Sequence[Weighed]
@@ -108,7 +114,8 @@ class Suspicion:
         found = directions(there)
         events: list[Event] = []
         for one in sorted(weighed, key=lambda w: (w.entry.site, w.entry.sequence)):
-            entry, offence = one.entry, _offence(one, found)
+            entry = one.entry
+            offence = _offence(one, found if state.version < self.early else {})
             events.append(
                 UpdateWeighed(
                     site=entry.site,
@@ -153,9 +160,11 @@ def _offence(one: Weighed, found: Mapping[str, float]) -> str:
         return "norm"
     site = one.entry.site
     others = [cosine for name, cosine in found.items() if name != site]
-    if len(others) < 2 or found.get(site, 0.0) > OPPOSED:
+    if site not in found or len(others) < 2:
         return ""
-    return "direction" if lower_median(others) >= AGREED else ""
+    agreed = lower_median(others)
+    opposed = agreed >= AGREED and found[site] <= -OPPOSED * agreed
+    return "direction" if opposed else ""
 
 
 def seen(state: ServerState, name: str, offence: str) -> ServerState:
@@ -180,3 +189,8 @@ def forgive(state: ServerState, name: str) -> ServerState:
     return replace(state, headings=headings).with_site(
         name, benched="", suspended=False, seen=(), rejections=0, outstanding=None
     )
+
+
+def early_versions(num_sites: int, buffer_size: int) -> int:
+    """Return how many versions it takes until each site has sent EARLY updates."""
+    return math.ceil(EARLY * num_sites / buffer_size)

@@ -13,6 +13,7 @@ from boli.journal import SiteBenched, UpdateWeighed
 from boli.model.layout import Vector
 from boli.rounds.suspicion import (
     BUCKETS,
+    EARLY,
     OFFENCES,
     SEEN,
     Suspicion,
@@ -145,21 +146,21 @@ def test_control_where_the_plan_suspends_nobody_it_goes_on(federation: Fed) -> N
     state, events = played(fed, sites, 8, suspicion=Suspicion(suspends=False))
     assert benched(events) == []
     assert len(state.active) == 5
-    assert sum(event.offence == "direction" for event in events) == 8
+    assert sum(event.offence == "direction" for event in events) == EARLY
 
 
 @pytest.mark.parametrize("number", [3, 5])
 def test_honest_sites_of_unlike_languages_are_never_suspended(federation: Fed, number: int) -> None:
-    """At first all go the same way; then each pulls to its own side, and one to the opposite."""
+    """At first all go the same way; then the others pull to one side, and one to the opposite."""
     names = list(FIVE)[:number]
     fed = wide(federation, names)
     common = np.ones(2_000, np.float32)
-    own = np.random.default_rng(5).standard_normal((number, 2_000)).astype(np.float32)
-    own[-1] = -own[:-1].sum(axis=0)  # where all have come as far as they come: the sum is zero
+    own = np.tile(np.random.default_rng(5).standard_normal(2_000).astype(np.float32), (number, 1))
+    own[-1] *= 1 - number  # where all have come as far as they come: the sum is zero
 
     def site(index: int) -> Any:
         def made(number: int, rng: np.random.Generator) -> Vector:
-            fading = 0.6**number
+            fading = 0.9**number
             vector = fading * common + (1 - fading) * own[index] + rng.standard_normal(2_000)
             return vector.astype(np.float32)
 
@@ -167,6 +168,11 @@ def test_honest_sites_of_unlike_languages_are_never_suspended(federation: Fed, n
 
     _, events = played(fed, {name: site(i) for i, name in enumerate(names)}, 25)
     assert benched(events) == []
+    # It is seen, and it looks like a liar's: the control of the rule that only early rounds count.
+    last = [e for e in events if isinstance(e, UpdateWeighed) if e.version == 25]
+    directions = {event.site: event.direction for event in last}
+    assert directions.pop(names[-1]) < -0.3
+    assert min(directions.values()) > 0.3
 
 
 def test_minority_of_liars_cannot_frame_an_honest_site(federation: Fed) -> None:
