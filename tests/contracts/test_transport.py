@@ -542,7 +542,7 @@ def test_refused_but_sound_update_arrives_with_the_next_one(
 ) -> None:
     """By its verdict, by the next order where that was lost, and never twice."""
     if how == "verdict" and "rough" in request.node.name:
-        pytest.skip("there the order may overtake the verdict, and has to bring the word itself")
+        pytest.skip("does not apply: there the order may overtake the verdict")
     desk = Desk(engine(PAIR), PAIR)
     first = desk.ask("gaya", 1)
     if how in ("verdict", "both"):

@@ -14,9 +14,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from boli.corpus.consent import MANIFEST
 from boli.corpus.listing import open_plain
 
 HEAD_BYTES = 1 << 16  # looked at before a file is read
@@ -135,6 +136,8 @@ def opened_zip(
         entries = [entry for entry in archive.infolist() if not entry.is_dir()]
         if len(entries) > MOST_MEMBERS:
             raise TooLargeError(f"it holds {len(entries)} files, and {MOST_MEMBERS} are the most")
+        if any(PurePosixPath(one.filename).name.casefold() == MANIFEST for one in entries):
+            raise ValueError(f"it holds a {MANIFEST} of its own, which would not count: unpack it")
         yield ((entry.filename, partial(_member, archive, entry)) for entry in entries)
 
 

@@ -357,6 +357,17 @@ def test_a_misspelt_manifest_is_refused(tmp_path: Path) -> None:
         list_files([tmp_path / "s"])
 
 
+def test_a_zip_with_a_manifest_inside_is_not_read(tmp_path: Path) -> None:
+    """What it says would not count: the zip lies in a folder that may say something else."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("diary/b.txt", LINE)
+        archive.writestr("diary/Source.toml", "")
+    (item,) = read(path)
+    assert isinstance(item, Unreadable)
+    assert "unpack it" in item.detail
+
+
 def test_a_link_in_a_zip_gives_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:

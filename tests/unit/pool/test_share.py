@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pool_records import prepared, record, send
 
 import boli.pool.share as sharing
+from boli.corpus.listing import MARKER
 from boli.corpus.record import Record
+from boli.corpus.source_state import UNKNOWN
 from boli.errors import CorpusError, PoolError
-from boli.pool.egress import NOTED_BEFORE
+from boli.pool.egress import NOTED_BEFORE, Sent
 from boli.pool.egress_log import EgressLog
 from boli.pool.figures import figures
 from boli.pool.share import NEAR, SAME, share
@@ -208,6 +211,37 @@ def test_consent_that_was_taken_back_is_told(pool: Pool, log: EgressLog, tmp_pat
     assert shared.report is not None
     lines = [json.loads(line) for line in shared.report.read_text().splitlines()]
     assert [line["in_pool"] for line in lines] == [True, False]
+
+
+def test_sources_are_looked_up_again_with_every_batch(
+    pool: Pool, log: EgressLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "ROWS_AT_ONCE", 1)
+    folder = prepared(tmp_path / "arrah", [record(number) for number in range(4)])
+    real = sharing.send
+
+    def takes_back(*given: Any) -> Sent:
+        sent = real(*given)
+        for path in (tmp_path / "arrah-sources").glob("*/source.toml"):
+            path.write_text("")
+        return sent
+
+    monkeypatch.setattr(sharing, "send", takes_back)
+    shared = share(folder, pool, "arrah", log)
+    assert (shared.added, shared.stayed) == (1, {"no consent to training": 3})
+
+
+def test_without_sources_nothing_goes(pool: Pool, log: EgressLog, tmp_path: Path) -> None:
+    folder = prepared(tmp_path / "arrah", [record(1), record(2)])
+    (folder / MARKER).rename(folder / "aside.json")  # as in a copy of a pool, or of records alone
+    for dry_run in (True, False):
+        shared = share(folder, pool, "arrah", log, dry_run=dry_run)
+        assert (shared.added, shared.stayed) == (0, {UNKNOWN: 2})
+    (folder / "aside.json").rename(folder / MARKER)
+    (tmp_path / "arrah-sources").rename(tmp_path / "away")
+    assert share(folder, pool, "arrah", log).added == 0
+    (tmp_path / "away").rename(tmp_path / "arrah-sources")
+    assert share(folder, pool, "arrah", log).added == 2
 
 
 def test_card_follows_what_was_shared(pool: Pool, log: EgressLog, tmp_path: Path) -> None:
