@@ -117,6 +117,21 @@ class UpdateAccepted(Event):
 
 
 @dataclass(frozen=True)
+class UpdateWeighed(Event):
+    """What an update counts for in a version, and what is seen of its site."""
+
+    site: str
+    sequence: int
+    version: int  # that it is in
+    weight: float  # before staleness
+    norm: float
+    bound: float  # of the norm; 0: none
+    scaled: float  # factor that brought the norm below its bound, 1 if none
+    direction: float | None  # median cosine of where the site is heading to the others; -1 to 1
+    offence: str  # "direction", "norm", or nothing
+
+
+@dataclass(frozen=True)
 class UpdateRejected(Event):
     order: str
     site: str
@@ -143,19 +158,6 @@ class RoundStepped(Event):
     tokens: int  # of the whole run so far
     step_norm: float
     seconds: float  # since this process started the loop
-
-
-@dataclass(frozen=True)
-class SitesCompared(Event):
-    """How the updates of one round stand beside each other, site by site.
-
-    For each site: `norm` of its update, `bound` that the norm was held below,
-    `cosine` between its update and the sum of the others' (null where it stood
-    alone), and `offences`, how often so far it was held to a bound or refused.
-    """
-
-    version: int  # that was made of them
-    sites: dict[str, dict[str, float | int | None]]
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,13 @@ class VersionExported(Event):
 class SiteBenched(Event):
     site: str
     reason: str
+
+
+@dataclass(frozen=True)
+class SiteForgiven(Event):
+    """A person lets a site take part again, whatever was seen of it."""
+
+    site: str
 
 
 @dataclass(frozen=True)

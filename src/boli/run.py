@@ -20,7 +20,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -36,6 +36,7 @@ from boli.journal import (
     RunFinished,
     RunInterrupted,
     RunResumed,
+    SiteForgiven,
     VersionExported,
     read_head,
 )
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 
 
 WAITING = "waiting for the sites"
+FRAMES_KEPT_BYTES = 64 << 20  # of one round, for which its updates wait for each other
 Engine = Callable[["Run", Prepared], AbstractContextManager[Transport]]
 
 
@@ -217,6 +219,7 @@ def train(
     plan: Plan | None = None,
     *,
     resume: str | None = None,
+    forgive: Sequence[str] = (),
     runs: str | Path = "runs",
     observe: Observer = ignore,
     should_stop: Callable[[], bool] = lambda: False,
@@ -227,7 +230,8 @@ def train(
     `observe` gets journal events, live measurements and stages as they happen.
     When `should_stop` says so, the run ends at a point from which it can be
     resumed, and `Run.finished` is False. `engine` reaches sites elsewhere; without it
-    they are processes on this machine.
+    they are processes on this machine. Sites named in `forgive` take part again in a run
+    that is resumed, although it suspended them.
 
     Raises:
         BoliError: the plan, the text, the base or the disk does not allow it.
@@ -243,6 +247,11 @@ def train(
                 f"the plan differs from the one that run {run.id} follows",
                 f"resume without a plan: boli train --resume {run.id}; or start a new run",
             )
+    elif plan is not None and forgive:
+        raise RunError(
+            "a new run has suspended no site yet",
+            f"resume the run that did: boli train --resume RUN --forgive {forgive[0]}",
+        )
     elif plan is not None:
         check_text(plan, sites=engine is None)
         check_origin(plan.model.base.path or "")
@@ -252,7 +261,7 @@ def train(
     with locked(run.folder, "run"):
         if plan is not None and resume is None:
             write_file(run.folder / "plan.json", plan.model_dump_json(indent=2).encode())
-        return _carry_out(run, observe, should_stop, engine or local_engine)
+        return _carry_out(run, observe, should_stop, engine or local_engine, forgive)
 
 
 def carry_out(folder: Path, plan: Plan, engine: Engine, observe: Observer = ignore) -> Run:
@@ -291,7 +300,13 @@ def _new_folder(runs: Path, name: str) -> Path:
     raise RunError(f"too many runs called {name}-{stamp}", "wait a second")
 
 
-def _carry_out(run: Run, observe: Observer, should_stop: Callable[[], bool], engine: Engine) -> Run:
+def _carry_out(
+    run: Run,
+    observe: Observer,
+    should_stop: Callable[[], bool],
+    engine: Engine,
+    forgive: Sequence[str] = (),
+) -> Run:
     # All of this before anything is written: what was altered must not be signed.
     key = own_key()
     told, checkpoints, found = run._verified(key.fingerprint, key.fingerprint, key)
@@ -299,7 +314,7 @@ def _carry_out(run: Run, observe: Observer, should_stop: Callable[[], bool], eng
     journal = Journal(run._journal, [observe], key)
     with contextlib.closing(journal):
         try:
-            _to_the_end(run, journal, checkpoints, found, observe, should_stop, engine)
+            _to_the_end(run, journal, checkpoints, found, observe, should_stop, engine, forgive)
         except BoliError as error:
             # A full disk refuses this line too; the error itself says enough then.
             with contextlib.suppress(StorageError):
@@ -327,6 +342,7 @@ def _to_the_end(
     observe: Observer,
     should_stop: Callable[[], bool],
     engine: Engine,
+    forgive: Sequence[str],
 ) -> None:
     """Take a run from wherever it is to its adapter, or to where it was told to stop."""
     started = time.monotonic()
@@ -344,6 +360,7 @@ def _to_the_end(
     else:
         state, corrupt = found
         state = state.welcome_back()
+        state = _forgiven(state, forgive, journal)
         checkpoints.save(state)
     if begun:
         journal.append(RunResumed(state.version, [p.name for p in corrupt], state.journal_seq))
@@ -364,6 +381,23 @@ def _to_the_end(
     _finish(run, plan, prepared, state, exported, journal, base)
     journal.append(RunFinished(state.version, time.monotonic() - started, "adapter"))
     journal.seal_rest()
+
+
+def _forgiven(state: ServerState, names: Sequence[str], journal: Journal) -> ServerState:
+    """Return the state in which these sites take part again, and journal that.
+
+    Raises:
+        RunError: the run has no such site.
+    """
+    from boli.rounds.suspicion import forgive
+
+    for name in names:
+        if name not in state.sites:
+            there = ", ".join(state.sites)
+            raise RunError(f"the run has no site {name!r} to forgive", f"it has {there}")
+        state = forgive(state, name)
+        journal.append(SiteForgiven(name))
+    return state
 
 
 @contextlib.contextmanager
@@ -394,20 +428,24 @@ def _rounds(
     should_stop: Callable[[], bool],
 ) -> Rounds:
     from boli.codec.codec import codec_for, decay_for
+    from boli.rounds.bounds import multiple_of, reach_of
     from boli.rounds.buffer import BufferedStrategy
     from boli.rounds.cohort import cohorts_for
     from boli.rounds.outer import outer_optimizer
     from boli.rounds.schedule import Schedule
+    from boli.rounds.suspicion import Suspicion, early_versions
 
     layout = Layout.from_description(prepared.layout)
-    steps, rounds = plan.model.local_steps, plan.rounds
+    steps, rounds, codec = plan.model.local_steps, plan.rounds, codec_for(plan.codec)
+    frames = len(plan.site) * (1 if rounds.mode == "synchronous" else 2)  # at most, at one time
+    frames_bytes = frames * codec.expected_bytes(layout.size, 0)
     tokens_a_step = steps.batch_sequences * steps.sequence_length
     strategy = BufferedStrategy(
         buffer_size=plan.buffer_size,
         max_staleness=plan.max_staleness,
         staleness_power=rounds.staleness_power,
         token_power=rounds.token_power,
-        norm_multiple=rounds.norm_multiple,
+        norm_multiple=multiple_of(plan),
         reference_tokens=rounds.local_steps * tokens_a_step,
         max_tokens_per_step=tokens_a_step,
         outer=outer_optimizer(rounds.outer),
@@ -416,6 +454,12 @@ def _rounds(
         downlink=codec_for(plan.codec.down),
         downlink_decay=decay_for(plan.codec.down, rounds.total),
         cohorts=cohorts_for(plan),
+        keeps_frames=rounds.robust != "none" or frames_bytes <= FRAMES_KEPT_BYTES,
+        reach=reach_of(plan),
+        robust=rounds.robust,
+        trim_share=rounds.trim_share,
+        suspicion=Suspicion(rounds.suspend, early_versions(len(plan.site), plan.buffer_size)),
+        most_share=rounds.most_share,
     )
     schedule = Schedule(
         total=rounds.total,
@@ -424,6 +468,7 @@ def _rounds(
         speed_aware=rounds.speed_aware,
         every_rounds=plan.evaluation.every_rounds,
         densities=(plan.codec.least_density or plan.codec.density, plan.codec.density),
+        shares=strategy.shares,
     )
 
     def check_site(joined: Joined) -> None:

@@ -25,6 +25,7 @@ NO_ATTACKS = {
     "conftest",
     "consent_scene",
     "hostile_node",
+    "liars",
     "rogue",
     "run",
     "sealed_run",
