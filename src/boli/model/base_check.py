@@ -6,6 +6,7 @@ config describes, which is computed without memory for them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -194,9 +195,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
 
 def _check_table(table: Mapping[str, Any], form: Any, where: str) -> None:
     """Check a table of a config against its class, and its tables against theirs."""
-    fields = {field.name for field in dataclasses.fields(form)}
-    names = {*fields, *form.attribute_map, *form.attribute_map.values(), "tokenizer_class"}
-    known = (names | LEGACY_KEYS) - CODE_KEYS
+    known = _known_keys(form)
     parts = form.sub_configs
     for key, value in table.items():
         if key not in known:
@@ -211,6 +210,15 @@ def _check_table(table: Mapping[str, Any], form: Any, where: str) -> None:
             _check_table(value, _part_class(parts[key], value), f"{where}: {key}")
         else:
             _check_value(key, value, f"{where} of the base: {key}")
+
+
+def _known_keys(form: Any) -> set[str]:
+    """Return the keys that a config's class declares, or writes by itself."""
+    names = {field.name for field in dataclasses.fields(form)} | {"tokenizer_class"}
+    names |= {*form.attribute_map, *form.attribute_map.values()} | LEGACY_KEYS
+    with contextlib.suppress(Exception):  # a class that has no default
+        names |= form().to_dict().keys()
+    return names - CODE_KEYS
 
 
 def _part_class(form: Any, table: Mapping[str, Any]) -> Any:
