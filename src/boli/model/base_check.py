@@ -107,15 +107,16 @@ def _check_files(folder: Path, names: Collection[str]) -> None:
     refuse_code(folder)
     config = read_object(folder / CONFIG)
     _check_config(config)
-    if (folder / TOKENIZER).stat().st_size > LARGEST_TOKENIZER_BYTES:
-        raise refused(f"{TOKENIZER} has more than {LARGEST_TOKENIZER_BYTES} bytes")
+    weights = {name for name in names if _WEIGHTS.fullmatch(name)}
+    for name in names:
+        if name not in weights and (folder / name).stat().st_size > LARGEST_TOKENIZER_BYTES:
+            raise refused(f"{name} has more than {LARGEST_TOKENIZER_BYTES} bytes")
     if TOKENIZER_CONFIG in names:
         _check_tokenizer(folder / TOKENIZER_CONFIG)
     if SPECIAL_TOKENS in names:
         _allow_keys(folder / SPECIAL_TOKENS, SPECIAL_TOKEN_KEYS)
     if GENERATION in names:
         _check_generation(folder / GENERATION)
-    weights = {name for name in names if _WEIGHTS.fullmatch(name)}
     if INDEX in names and shards_of(folder) != weights:
         raise refused(f"{INDEX} names other weights than the base has")
     if INDEX not in names and weights != {"model.safetensors"}:
