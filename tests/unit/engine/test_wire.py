@@ -71,6 +71,14 @@ def test_fields_that_only_a_newer_peer_knows_are_ignored() -> None:
     assert read_joining({**joining, **later}) == Joining.model_validate(joining)
 
 
+def test_what_a_site_says_beyond_the_form_is_not_kept() -> None:
+    copy = {"pool": "a" * 32, "version": 1, "taken": "b" * 32, "path": f"/home/{CANARY}"}
+    joining = {"layout": [], "num_lines": {}, "held_version": 0, "held_digest": 0}
+    found = read_joining({**joining, "copies": [copy], "path": CANARY}).joined("gaya", 0)
+    assert len(found.copies) == 1
+    assert CANARY not in repr(found)
+
+
 def test_site_of_another_protocol_is_told_apart_from_a_wrong_one() -> None:
     joining = {"layout": [], "num_lines": {}, "held_version": 0, "held_digest": 0}
     with pytest.raises(TransportError) as caught:
