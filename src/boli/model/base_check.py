@@ -73,7 +73,8 @@ SPECIAL_TOKEN_KEYS = {
     *("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"),
     *("additional_special_tokens", "extra_special_tokens"),
 }
-DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "I8": 1, "BOOL": 1}
+FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes; parameters are of these alone
+DTYPES = {**FLOATS, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 CONFIG_DTYPES = {"float32", "float16", "bfloat16"}
 
 
@@ -259,7 +260,7 @@ def _check_value(key: str, value: Any, where: str, depth: int = 0) -> None:
 
 
 def _tensors(path: Path) -> dict[str, int]:
-    """Return the tensors of a safetensors file with their numbers of entries, from its header.
+    """Return the tensors of a safetensors file with their numbers of parameters, from its header.
 
     Nothing is allocated for what a header claims: it has to fit into the file.
 
@@ -298,7 +299,7 @@ def _offsets(item: tuple[str, Any]) -> tuple[int, int]:
 
 
 def _count(file: str, name: str, entry: Any, start: int) -> int:
-    """Return the entries of a tensor whose bytes begin at `start`."""
+    """Return the parameters in a tensor whose bytes begin at `start`."""
     try:
         width, shape = DTYPES[entry["dtype"]], entry["shape"]
         begin, end = entry["data_offsets"]
@@ -308,7 +309,7 @@ def _count(file: str, name: str, entry: Any, start: int) -> int:
         raise refused(f"the header of {file} says nothing sound of {name[:80]!r}") from None
     if count < 0 or begin != start or end - begin != count * width:
         raise refused(f"the header of {file} claims bytes for {name[:80]!r} that it has not")
-    return count
+    return count if entry["dtype"] in FLOATS else 0
 
 
 class _TooManyError(Exception):

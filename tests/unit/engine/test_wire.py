@@ -79,6 +79,14 @@ def test_what_a_site_says_beyond_the_form_is_not_kept() -> None:
     assert CANARY not in repr(found)
 
 
+def test_names_that_a_site_says_are_no_command_for_a_terminal() -> None:
+    said = {"layout": [["a\x1b[2J", [1], "x\x07"]], "num_lines": {"\x1b": {"\x1b": 1}}}
+    found = read_joining({**said, "held_version": 0, "held_digest": 0})
+    assert not re.search(
+        r"[\x00-\x1f]", repr(found.joined("gaya", 0)).encode().decode("unicode_escape")
+    )
+
+
 def test_site_of_another_protocol_is_told_apart_from_a_wrong_one() -> None:
     joining = {"layout": [], "num_lines": {}, "held_version": 0, "held_digest": 0}
     with pytest.raises(TransportError) as caught:

@@ -202,6 +202,9 @@ def tensor(shape: Any, begin: int, end: int, dtype: Any = "F32") -> dict[str, An
         pytest.param({"a": tensor([2], 0, 8)}, b"x" * 99, None, id="rest"),
         pytest.param({"a": tensor([1] * 9, 0, 4)}, b"x" * 4, None, id="many dimensions"),
         pytest.param({"a": tensor([2], 0, 8)}, b"x" * 8, None, id="too few for the config"),
+        pytest.param(
+            {"a": tensor([50_000], 0, 50_000, "U8")}, b"x" * 50_000, None, id="no parameters"
+        ),
     ],
 )
 def test_weights_that_lie_are_refused(

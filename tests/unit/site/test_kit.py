@@ -244,3 +244,17 @@ def test_coordinator_hears_itself_that_sites_would_refuse_its_base(
     config.write_text(json.dumps({**json.loads(config.read_text()), "auto_map": {}}))
     with pytest.raises(ModelError, match="auto_map"):
         kit_of("run", plan, tmp_path / "base")
+
+
+def test_base_larger_than_the_memory_is_refused(
+    plan: Plan, site: SiteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kits, "_memory_bytes", lambda: 2)
+    with pytest.raises(ModelError, match="memory") as caught:
+        site.open_node(read(facts(plan)), Any)  # type: ignore[arg-type]
+    assert caught.value.code == "model.size"
+
+
+def test_kit_larger_than_any_is_not_read() -> None:
+    with pytest.raises(SiteError, match="bytes"):
+        read_kit(b" " * (5 << 20) + b"{}")
