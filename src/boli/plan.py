@@ -126,8 +126,8 @@ class AdapterPlan(Section):
 class LocalStepsPlan(Section):
     """The inner loop at a site: AdamW on packed sequences."""
 
-    batch_sequences: int = Field(8, ge=1)
-    sequence_length: int = Field(128, ge=8)  # tokens
+    batch_sequences: int = Field(8, ge=1, le=65_536)
+    sequence_length: int = Field(128, ge=8, le=1 << 20)  # tokens
     learning_rate: float = Field(1e-3, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: float = Field(0.05, ge=0, le=0.9)  # fraction of the run

@@ -882,7 +882,6 @@ def _joining(**values: Any) -> bytes:
         pytest.param(_joining(held_version=-2), "framed", id="below none"),
         pytest.param(_joining(num_lines=5), "framed", id="lines"),
         pytest.param(_joining(copies=5), "framed", id="copies"),
-        pytest.param(_joining(copies=[copy_of(1) | {"path": "/"}]), "framed", id="path"),
         pytest.param(_joining(copies=[copy_of(1) | {"taken": "../x"}]), "framed", id="taken"),
         pytest.param(_joining(copies=[copy_of(1) | {"pool": "A" * 33}]), "framed", id="pool"),
         pytest.param(_joining(copies=[copy_of(1) | {"version": -1}]), "framed", id="version"),

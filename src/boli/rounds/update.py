@@ -77,7 +77,9 @@ class Order(Message):
     density: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the entries to send; 0: as planned
     position: Finite = 0.0  # of the run when it starts, 0 to 1: the learning-rate schedule
     position_step: Finite = 0.0  # of the run, per local step
-    evaluate: tuple[Part, ...] = ()  # judged at base_version, before training
+    evaluate: Annotated[
+        tuple[Part, ...], Field(max_length=10)
+    ] = ()  # judged at base_version, before training
     first: bool = False  # what is judged is version 0, the base unchanged, whatever base_version
     returned: Count = 0  # the last sequence that was refused but sound, if its verdict was lost
     support: Support | None = None  # of the cohort that trains from base_version; codec public

@@ -25,6 +25,7 @@ from boli.rounds.update import PROTOCOL, Count, Message, check_protocol
 from boli.site.node import Node
 
 READ_BYTES = 1 << 20
+LARGEST_KIT_BYTES = 4 << 20
 SPARE_DISK_BYTES = 1 << 30  # left free when a base is fetched
 TRIES = 3  # to fetch a file that arrives altered
 
@@ -95,6 +96,8 @@ def read_kit(data: bytes) -> Kit:
         SiteError: it is none that a site can follow.
         TransportError: the coordinator speaks another protocol.
     """
+    if len(data) > LARGEST_KIT_BYTES:
+        raise _bad_kit(f"it has {len(data)} bytes, at most {LARGEST_KIT_BYTES} are read")
     try:
         said = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -269,8 +272,9 @@ class SiteFolder:
         from boli.site.work import open_work
 
         plan, section = self.plan_here(kit)
-        self._check_base(kit)
-        torch.set_num_threads(plan.engine.threads_per_site or available_cores())
+        self._check_base(kit, plan)
+        cores = available_cores()
+        torch.set_num_threads(min(plan.engine.threads_per_site or cores, cores))
         work = open_work(plan, section, str(self.base_folder(kit)))
         try:
             note_pins(self.run_folder(kit) / "run.json", [copy.facts() for copy in work.copies])
@@ -279,13 +283,20 @@ class SiteFolder:
             work.close()
             raise
 
-    def _check_base(self, kit: Kit) -> None:
+    def _check_base(self, kit: Kit, plan: Plan) -> None:
         """Refuse a base that is not whole, is named by no digests, or is not safe to load."""
         if not kit.files:
             raise ModelError(
                 f"run {kit.run} names no files of a base by their digests",
                 "update boli at the coordinator",
                 code="model.refused",
+            )
+        whole, memory = sum(file.size for file in kit.files), _memory_bytes()
+        if plan.model.base.quantize == "none" and whole > memory:
+            raise ModelError(
+                f"the base takes {whole} bytes, and this machine has {memory} of memory",
+                "the run needs a larger machine, or a smaller base",
+                code="model.size",
             )
         lacking = self.missing(kit)
         if lacking:
@@ -313,6 +324,10 @@ class SiteFolder:
         for source in section.text:
             _check_below(source, self.data)
         return plan, section
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _check_below(source: TextSource, data: Path) -> None:
