@@ -39,8 +39,8 @@ _EMBEDDED = re.compile(rb";base64,[A-Za-z0-9+/=]{1000,}+")  # pictures and fonts
 _MOST_OPEN = 100  # formatting elements at once
 _MOST_REOPENED = 500_000  # of them, on a page: 200 MB
 _FEW_TAGS = 1000  # can do no harm
-# The parser takes 500 bytes for a tag and 250 for an attribute, whatever they say: 150 MB.
-_MOST_TAGS, _MOST_ATTRIBUTES = 200_000, 200_000
+# The parser takes 500 bytes for a tag and 250 for an attribute, whatever they say: 200 MB.
+_MOST_TAGS, _MOST_ATTRIBUTES = 200_000, 400_000
 _ATTRIBUTE = r"\s++[^\s<>\"'/=]++(?:\s*+=\s*+(?:\"[^\"<]*+\"|'[^'<]*+'|[^\s<>\"'=`]++))?+"
 # A tag as it should be, behind its <. Of any other it cannot be told where the parser ends it.
 _SOUND_TAG = re.compile(rf"/?+[a-z][^\s<>\"'/=]*+((?:{_ATTRIBUTE})*+)\s*+/?+>", re.I)
@@ -163,14 +163,21 @@ def _check_tags(text: str) -> None:
 
 
 def _check_attributes(text: str) -> None:
-    """Refuse a page with more attributes than any has, also where quotes hide them from us."""
-    number = 0
+    """Refuse a page with more attributes than any has, also where quotes hide them from us.
+
+    Behind a quote in what is no sound tag, each word may be an attribute: who knows what the
+    parser takes for quoted.
+    """
+    number, is_sure = 0, True
     end = text.find("<") + 1
     while end:
         begin, end = end, text.find("<", end) + 1
-        tag = _SOUND_TAG.match(text, begin, end or len(text))
+        last = end - 1 if end else len(text)
+        tag = _SOUND_TAG.match(text, begin, last) if is_sure else None
         if tag is None:
-            number += sum(1 for _ in _WORDS.finditer(text, begin, end or len(text)))
+            number += sum(1 for _ in _WORDS.finditer(text, begin, last))
+            quoted = text.find('"', begin, last) >= 0 or text.find("'", begin, last) >= 0
+            is_sure = is_sure and not quoted
         elif tag[1]:
             number += sum(1 for _ in _ATTRIBUTES.finditer(tag[1]))
         if number > _MOST_ATTRIBUTES:
