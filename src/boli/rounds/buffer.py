@@ -97,7 +97,7 @@ class BufferedStrategy:
         """How many updates of one site a version may hold."""
         # Only who is waited for until all are there trains together.
         together = self.max_staleness == 0 and self.buffer_size == len(self.spans)
-        return Shares(self.buffer_size, together, self.most_share, int(self.keeps_frames))
+        return Shares(self.buffer_size, together, self.most_share)
 
     def begin(self, state: ServerState) -> ServerState:
         """Return the state with which a run begins, or goes on."""
@@ -122,15 +122,19 @@ class BufferedStrategy:
                 state, facts = _refuse(state, delivery, outcome)
                 verdicts.append(_verdict(delivery, outcome))
             else:
-                streams = delivery.update.header.local_steps and not self.keeps_frames
+                streams = delivery.update.header.local_steps and not self._keeps(state, delivery)
                 if sums is None and streams:
                     there = state.partial_sum
                     sums = np.zeros(state.theta.size, np.int64) if there is None else there.copy()
-                state, facts = self._add(state, delivery, outcome, sums)
+                state, facts = self._add(state, delivery, outcome, sums if streams else None)
                 verdicts.append(_verdict(delivery, None))
             events += facts
         state = state if sums is None else replace(state, partial_sum=sums)
         return state, verdicts, events
+
+    def _keeps(self, state: ServerState, delivery: Delivery) -> bool:
+        """Tell whether an update's frame waits: for the others, or for the version after this."""
+        return self.keeps_frames or self.shares.is_in(state, delivery.site)
 
     def _outcome(self, state: ServerState, delivery: Delivery) -> Entries | Rejection:
         """Return the entries of a sound update, none where it only judged."""

@@ -17,6 +17,7 @@ from boli.rounds.update import Folded, ServerState
 
 WINDOW = 10  # versions
 FAIR = 1.5  # times an equal share, that one site may have of the updates in a window
+AHEAD = 1  # updates that a site may have waiting for the version after the next
 LEAST = 1.1  # times an equal share: a plan that allows less would stand still
 
 
@@ -27,7 +28,6 @@ class Shares:
     buffer_size: int
     synchronous: bool
     most: float | None = None  # share of the updates; None: 1.5 times an equal share
-    ahead: int = 1  # updates that a site may have waiting for the next version
 
     def chosen(self, state: ServerState) -> list[Folded]:
         """Return the updates of the next version, by site: those that came first."""
@@ -53,12 +53,16 @@ class Shares:
 
     def may_train(self, state: ServerState, name: str, there: Collection[str] | None) -> bool:
         """Tell whether a site may have a further order before the next version is made."""
-        mine = sum(entry.site == name for entry in state.folded)
+        mine = _count(state, name)
         if self.synchronous:
             return not mine
-        if mine >= self._a_version(state) + self.ahead:
+        if mine >= self._a_version(state) + AHEAD:
             return False
         return name not in self._over(state, there)
+
+    def is_in(self, state: ServerState, name: str) -> bool:
+        """Tell whether the next version holds all that it may of a site."""
+        return _count(state, name) >= self._a_version(state)
 
     def _a_version(self, state: ServerState) -> int:
         """Return how many updates of one site a version may hold."""
@@ -82,6 +86,10 @@ class Shares:
         # Of all that there is, no more than most sites can be over: somebody always goes on.
         most = math.ceil(share * max(WINDOW * size, counts.total()) - 1e-9)
         return {name for name, count in counts.items() if count >= most}
+
+
+def _count(state: ServerState, name: str) -> int:
+    return sum(entry.site == name for entry in state.folded)
 
 
 def noted(

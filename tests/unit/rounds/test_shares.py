@@ -61,7 +61,6 @@ def test_site_trains_one_update_ahead_and_then_waits() -> None:
     assert found.may_train(state_of(5, "a"), "a", None)
     assert not found.may_train(state_of(5, "aa"), "a", None)
     assert found.may_train(state_of(5, "aa"), "b", None)
-    assert not shares(3, ahead=0).may_train(state_of(5, "a"), "a", None)
     assert not shares(3, synchronous=True).may_train(state_of(5, "a"), "a", None)
 
 
@@ -118,9 +117,12 @@ def test_site_with_its_share_is_not_waited_for_either() -> None:
     assert found.needed(state, {"a", "b"}) == 1
 
 
-def test_flood_fills_no_version_and_is_taken_one_by_one(federation: Fed) -> None:
+@pytest.mark.parametrize("keeps_frames", [True, False])
+def test_flood_fills_no_version_and_is_taken_one_by_one(
+    federation: Fed, keeps_frames: bool
+) -> None:
     fed = federation(dict.fromkeys(("arrah", "gaya", "patna")))
-    strategy = fed.strategy(buffer_size=2, max_staleness=5, keeps_frames=True)
+    strategy = fed.strategy(buffer_size=2, max_staleness=5, keeps_frames=keeps_frames)
     state = strategy.begin(fed.state())
     ones = np.ones(fed.layout.size, np.float32)
     for _ in range(2):
@@ -128,6 +130,7 @@ def test_flood_fills_no_version_and_is_taken_one_by_one(federation: Fed) -> None
         assert verdict.accepted
         state = fed.ask(state)
     assert not strategy.ready(state)
+    assert len(state.frames) == (2 if keeps_frames else 1)
     state, _, _ = strategy.fold(state, [fed.delivery(state, "arrah", ones)])
     assert strategy.ready(state)
     state, release, _ = strategy.step(state)
