@@ -208,7 +208,7 @@ class Journal:
             for kept, body in _whole_lines(self.path.read_bytes(), self.path):  # noqa: B007
                 self._seq, self._last = body["seq"] + 1, body["hash"]
         try:
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             os.ftruncate(self._descriptor, kept)
             os.lseek(self._descriptor, 0, os.SEEK_END)
         except OSError as error:

@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from boli.durable import write_file
+from boli.durable import make_private, open_private, write_file
 from boli.engine.flower_wire import Asked, Greeting, Had, Hello, Pieces, Told, pack, split
 from boli.engine.wire import Line, unpack_message
 from boli.errors import BoliError, SiteError, TransportError
@@ -97,8 +97,10 @@ def _greet(kit: Kit, settings: Mapping[str, Any]) -> Greeting:
         return Greeting(site=str(settings["site"])[:100], problem=error.problem, hint=error.hint)
     try:
         folder.plan_here(kit)
-        folder.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_file(folder.run_folder(kit) / "kit.json", kit.model_dump_json().encode())
+        make_private(folder.state)
+        write_file(
+            folder.run_folder(kit) / "kit.json", kit.model_dump_json().encode(), private=True
+        )
         have = {file.name: folder.fetched_bytes(kit, file) for file in folder.missing(kit)}
         for file in kit.files:
             if have.get(file.name) == file.size:
@@ -174,7 +176,7 @@ def _line_to(folder: SiteFolder, kit: Kit, command: NodeCommand | None) -> Line:
     if command is None:
         raise SiteError("the node is not running")
     log = folder.run_folder(kit) / "node.log"
-    with log.open("ab") as output:
+    with os.fdopen(open_private(log), "ab") as output:
         process = subprocess.Popen(
             command(folder, kit.run),
             stdin=subprocess.DEVNULL,

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
-from boli.durable import Generations, storage_error, sync_folder
+from boli.durable import Generations, open_private, storage_error, sync_folder
 from boli.errors import CorruptFileError, SiteError
 from boli.plan import Plan, SitePlan, TextSource
 from boli.plan_file import plan_from_tables
@@ -113,13 +113,21 @@ class SiteFolder:
         """Keep the next piece of a file of the base.
 
         Raises:
+            CorruptFileError: there is more of it than the kit names; what came is dropped.
             StorageError: the disk is full or refuses.
         """
         path = self._unfinished(kit, file)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as target:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with os.fdopen(open_private(path), "ab") as target:
                 target.write(piece)
+                whole = target.tell()
+            if whole > file.size:
+                path.unlink()
+                raise CorruptFileError(
+                    f"{file.name} of the base came with {whole} bytes, not {file.size}",
+                    "fetch it again",
+                )
         except OSError as error:
             raise storage_error(path, error) from error
 
@@ -132,8 +140,8 @@ class SiteFolder:
         """
         path = self._unfinished(kit, file)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(open_private(path))
             if sha256_of(path) != file.sha256:
                 path.unlink()
                 raise CorruptFileError(f"{file.name} of the base arrived altered", "fetch it again")
