@@ -87,12 +87,14 @@ def answer(data: bytes, settings: Mapping[str, Any], command: NodeCommand = node
     raise TransportError(f"unknown kind {kind[:20]!r}", "update boli at the site")
 
 
-def _greet(kit: Kit, settings: Mapping[str, Any]) -> Greeting:
-    """Keep what the run is, and say which site this is and what it lacks."""
+def _greet(kit: Kit | None, settings: Mapping[str, Any]) -> Greeting:
+    """Say which site this is; keep what the run is, and say what the site lacks."""
     try:
         folder = site_folder(settings)
         if folder is None:
             return Greeting()
+        if kit is None:
+            return Greeting(site=folder.site)
     except BoliError as error:
         return Greeting(site=str(settings["site"])[:100], problem=error.problem, hint=error.hint)
     try:

@@ -30,9 +30,9 @@ class UnheardError(TransportError):
 
 
 class Hello(Message):
-    """Asks a node which site it is, and tells it of the run."""
+    """Asks a node which site it is; then tells that site of the run."""
 
-    kit: Kit
+    kit: Kit | None = None  # for the site that the node said it is
 
 
 class Greeting(Message):

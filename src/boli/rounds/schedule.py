@@ -24,6 +24,7 @@ class Schedule:
     speed_aware: bool
     every_rounds: int  # between judgements of the tuning part
     densities: tuple[float, float] = (0.0, 0.0)  # bounds of what the codec sends
+    min_local_steps: int = 1  # of any order that trains
 
     def issue(self, state: ServerState) -> tuple[ServerState, list[Order]]:
         """Give every idle site its next order; `state` is left untouched.
@@ -52,11 +53,10 @@ class Schedule:
     def shrink(self, state: ServerState, name: str) -> tuple[ServerState, Order | None]:
         """Ask a site that is late for half of what was asked; None where nothing is open."""
         order = state.sites[name].outstanding
-        if order is None or order.local_steps <= 1:
+        if order is None or order.local_steps <= self.min_local_steps:
             return state, None
-        order = order.model_copy(
-            update={"attempt": order.attempt + 1, "local_steps": order.local_steps // 2}
-        )
+        steps = max(self.min_local_steps, order.local_steps // 2)
+        order = order.model_copy(update={"attempt": order.attempt + 1, "local_steps": steps})
         return state.with_site(name, outstanding=order), order
 
     def reopen(self, state: ServerState, name: str) -> tuple[ServerState, Order | None]:
@@ -117,7 +117,8 @@ class Schedule:
         if not self.speed_aware or not seconds or site.steps_per_second <= 0:
             return self.local_steps
         steps = site.steps_per_second * (seconds - site.link_seconds)
-        return max(1, round(float(np.clip(steps, self.local_steps / 8, self.local_steps * 4))))
+        clipped = round(float(np.clip(steps, self.local_steps / 8, self.local_steps * 4)))
+        return max(self.min_local_steps, clipped)
 
     def _ordinary_seconds(self, state: ServerState) -> float:
         """Return the median of what H steps take a site, its line included; 0: nothing measured."""

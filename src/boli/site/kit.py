@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +22,12 @@ from boli.rounds.update import Message
 from boli.site.node import Node
 
 READ_BYTES = 1 << 20
+# Of these sections of a plan a site is told only what it works by.
+TOLD = {
+    "corpus": ("held_out",),
+    "rounds": ("mode", "total", "local_steps", "min_local_steps", "speed_aware", "seed"),
+    "base": ("language", "quantize"),
+}
 BASE_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")  # data only, never code
 
 
@@ -39,12 +46,32 @@ class Kit(Message):
     plan: dict[str, Any]  # tables, as in plan.json
     files: tuple[BaseFile, ...] = ()  # of the base; none: the plan names a hub id
     origin: str = ""  # the hub id
+    num_sites: int = Field(0, ge=0)  # of the plan, where it names one alone; 0: it names all
+
+    def for_site(self, site: str) -> Kit:
+        """Return what one site is told: its own part of the plan, and no path of the coordinator.
+
+        Where the coordinator's files are and what other sites read is nothing of its business.
+        """
+        sections = self.plan.get("site", ())
+        model = dict(self.plan.get("model", {}))
+        if "base" in model:
+            model["base"] = {"path": self.origin or "base", **_told("base", model["base"])}
+        plan = dict(self.plan) | {"site": [one for one in sections if one.get("name") == site]}
+        plan |= {key: _told(key, plan[key]) for key in ("corpus", "rounds") if key in plan}
+        plan |= {"model": model} if model else {}
+        num_sites = self.num_sites or len(sections)
+        return self.model_copy(update={"plan": plan, "num_sites": num_sites})
 
     @property
     def base_digest(self) -> str:
         """Name of the base's folder at a site: bases that are equal share one."""
         said = json.dumps([file.facts() for file in self.files])
         return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def _told(section: str, tables: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tables[key] for key in TOLD[section] if key in tables}
 
 
 def sha256_of(path: Path) -> str:
@@ -172,7 +199,7 @@ class SiteFolder:
         plan, section = self.plan_here(kit)
         torch.set_num_threads(plan.engine.threads_per_site or available_cores())
         origin = str(self.base_folder(kit)) if kit.files else kit.origin
-        work = open_work(plan, section, origin)
+        work = open_work(plan, section, origin, kit.num_sites)
         try:
             note_pins(self.run_folder(kit) / "run.json", [copy.facts() for copy in work.copies])
             return Node.of(plan, self.site, link, work, Generations(self.run_folder(kit)), restarts)

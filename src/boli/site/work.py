@@ -38,6 +38,7 @@ class TrainingWork:
         splits: dict[str, Split],
         copies: Sequence[Copy] = (),  # of pools, that the text lies in
         crew: Crew | None = None,
+        num_sites: int = 0,  # of the run; 0: those that the plan names
     ) -> None:
         self.rank = site.rank
         self._max_lines = plan.evaluation.max_lines
@@ -54,7 +55,7 @@ class TrainingWork:
         lines = [line for split in splits.values() for line in split.train]
         steps = plan.model.local_steps
         if plan.codec.name == "dgc":  # so that the mean of N sites' steps is clipped at clip_norm
-            clip_norm = steps.clip_norm / math.sqrt(len(plan.site))
+            clip_norm = steps.clip_norm / math.sqrt(num_sites or len(plan.site))
             steps = steps.model_copy(update={"clip_norm": clip_norm})
         length = steps.sequence_length
         seed = int(share_of(f"{plan.rounds.seed}/{site.name}") * 1e9)
@@ -170,7 +171,7 @@ def own_gradient(plan: Plan, site: SitePlan, base: Base, device: torch.device) -
     return OwnGradient(base.model, adapter, steps)
 
 
-def open_work(plan: Plan, site: SitePlan, origin: str) -> TrainingWork:
+def open_work(plan: Plan, site: SitePlan, origin: str, num_sites: int = 0) -> TrainingWork:
     """Load a base and a site's text, and put the two together.
 
     Raises:
@@ -184,7 +185,7 @@ def open_work(plan: Plan, site: SitePlan, origin: str) -> TrainingWork:
     try:
         device = best_device() if crew is None else crew.start()
         base = site_base(plan, site, origin, device)
-        return TrainingWork(plan, site, base, splits, copies, crew)
+        return TrainingWork(plan, site, base, splits, copies, crew, num_sites)
     except BaseException:
         if crew is not None:
             crew.close()
