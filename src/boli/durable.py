@@ -135,6 +135,26 @@ def open_private(path: Path, flags: int = os.O_WRONLY | os.O_APPEND) -> int:
     return descriptor
 
 
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a private file and bring it to the disk; a torn one before stays a line apart.
+
+    Raises:
+        StorageError: the disk is full or refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.fdopen(open_private(path, os.O_RDWR | os.O_APPEND), "a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            torn = size > 0 and file.read(1) != b"\n"
+            file.write((b"\n" if torn else b"") + line + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
 def make_private(folder: Path) -> None:
     """Make a folder that its owner alone can enter, and take others' rights from all below it.
 

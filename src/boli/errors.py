@@ -10,7 +10,9 @@ BoliError                  1
 │   └── CorruptFileError  16   a file is there, but not whole
 ├── TransportError        17   orders or updates cannot travel
 ├── SiteError             18   a site cannot do its work
-│   └── WorkerLostError   20   a process of a node ended; the node can be started again
+│   ├── WorkerLostError   20   a process of a node ended; the node can be started again
+│   └── LimitError        22   more is asked of a site than its people allow
+│       └── NotAcceptedError   its people did not accept a plan
 ├── RunError              19   a run cannot be started, resumed or reported
 └── PoolError             21   a pool cannot be used, or a record may not go there
 """
@@ -93,6 +95,16 @@ class WorkerLostError(SiteError):
     """A further process of a node ended; started again, the node goes on from its state."""
 
     exit_code = 20
+
+
+class LimitError(SiteError):
+    """More is asked of a site than its people allow."""
+
+    exit_code = 22
+
+
+class NotAcceptedError(LimitError):
+    """The people of a site did not accept a plan."""
 
 
 class RunError(BoliError):

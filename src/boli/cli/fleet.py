@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import boli
-from boli.errors import BoliError, RunError, TransportError
+from boli.errors import BoliError, LimitError, NotAcceptedError, RunError, TransportError
 
 if TYPE_CHECKING:
     from boli.engine.identities import Address
@@ -262,13 +263,22 @@ def join(
     base: Annotated[
         Path | None, typer.Option(help="Folder of the base, if it is here already.")
     ] = None,
+    limits: Annotated[
+        Path | None,
+        typer.Option(help="What the site allows; limits.toml in the state folder by default."),
+    ] = None,
+    accept: Annotated[
+        bool,
+        typer.Option("--accept", help="Accept every plan within the limits unasked; for services."),
+    ] = False,
     systemd: Annotated[
         bool, typer.Option("--systemd", help="Print a systemd unit that does this at every boot.")
     ] = False,
 ) -> None:
     """Serve a coordinator as one of its sites, run after run, until told to stop.
 
-    It dials out only. Text stays here; Ctrl-C stops it, and nothing is lost.
+    It dials out only. Text stays here; Ctrl-C stops it, and nothing is lost. A plan is shown, and
+    asked about once, before anything is fetched; what limits.toml does not allow is refused.
     """
     require_nats()
     from boli.engine.identities import Invitation
@@ -283,16 +293,52 @@ def join(
         print(_unit(user or "root", *paths))
         return
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from boli.durable import locked
+    from boli.durable import locked, make_private
     from boli.engine.nats_node import Agent
     from boli.site.kit import SiteFolder
+    from boli.site.limits import FILE, site_limits
 
     logging.basicConfig(level=logging.WARNING)
-    agent = Agent(found.access, SiteFolder(found.site, data.resolve(), place, base), _say)
+    os.umask(0o077)  # also for what libraries write
+    make_private(place)
+    folder = SiteFolder(found.site, data.resolve(), place, base, site_limits(place, limits))
+    asked = partial(_accepts, found.address, limits or place / FILE, accept)
+    agent = Agent(found.access, folder, _say, asked)
+
+    def stop(*_: object) -> None:
+        agent.stop()
+        if agent.is_asking:
+            raise KeyboardInterrupt  # nothing else ends a question
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: agent.stop())
+        signal.signal(number, stop)
     with locked(place, "the site's state"):
         agent.serve()
+
+
+def _accepts(
+    address: str, limits: Path, unasked: bool, words: str, refusal: LimitError | None
+) -> bool:
+    """Show a plan to the site's people, and return whether they accept it.
+
+    Raises:
+        LimitError: an order of it was refused, and nobody is there to ask.
+        NotAcceptedError: nobody is there to ask.
+    """
+    if refusal is not None and not sys.stdin.isatty():
+        raise refusal
+    print(f"\nThe coordinator at {address} asks this site to take part.\n\n{words}\n")
+    print(f" The limits are in {limits}.", flush=True)
+    if refusal is not None:
+        print(f" It was refused before: {refusal}", flush=True)
+    if unasked and refusal is None:
+        return True
+    if not sys.stdin.isatty():
+        raise NotAcceptedError(
+            "nobody has accepted this plan yet, and there is no terminal to ask on",
+            "start boli join once on a terminal, or with --accept for what runs by itself",
+        )
+    return typer.confirm(" Take part?", default=False)
 
 
 def _say(line: str) -> None:

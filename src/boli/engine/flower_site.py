@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from pydantic import ValidationError
 from boli.durable import make_private, open_private, write_file
 from boli.engine.flower_wire import Asked, Greeting, Had, Hello, Pieces, Told, pack, split
 from boli.engine.wire import Line, unpack_message
-from boli.errors import BoliError, SiteError, TransportError
+from boli.errors import BoliError, LimitError, NotAcceptedError, SiteError, TransportError
 from boli.plan import NAME
 from boli.site.kit import BaseFile, Kit, SiteFolder
+from boli.site.limits import site_limits
 
 START_SECONDS = 60.0  # until a started node listens; it loads its model after that
 LONGEST_SOCKET = 100  # bytes of its path: the kernel takes 107, other systems 103
@@ -37,8 +39,8 @@ NodeCommand = Callable[[SiteFolder, str], Sequence[str]]  # of a run, by its id
 
 def node_command(folder: SiteFolder, run: str) -> Sequence[str]:
     """Return the command that starts a site's node for a run."""
-    base = "" if folder.base is None else str(folder.base)
-    arguments = [run, folder.site, str(folder.data), str(folder.state), base]
+    optional = ["" if path is None else str(path) for path in (folder.base, folder.limits_file)]
+    arguments = [run, folder.site, str(folder.data), str(folder.state), *optional]
     return [sys.executable, "-m", "boli.engine.flower_node", *arguments]
 
 
@@ -46,7 +48,9 @@ def site_folder(settings: Mapping[str, Any]) -> SiteFolder | None:
     """Return the places that a SuperNode's --node-config names; None where it names no site.
 
     Raises:
+        LimitError: the site's limits.toml is not valid.
         SiteError: a key is missing, or is not what it should be.
+        StorageError: the disk refuses.
     """
 
     if "site" not in settings:
@@ -54,7 +58,8 @@ def site_folder(settings: Mapping[str, Any]) -> SiteFolder | None:
     site = str(settings["site"])
     if not re.match(NAME, site):
         raise SiteError(f"site {site!r} is no name", "use lower-case letters, digits and -")
-    paths = {key: Path(str(settings[key])) for key in ("data", "state", "base") if key in settings}
+    keys = ("data", "state", "base", "limits")
+    paths = {key: Path(str(settings[key])) for key in keys if key in settings}
     for key in ("data", "state"):
         if key not in paths:
             raise SiteError(
@@ -64,7 +69,9 @@ def site_folder(settings: Mapping[str, Any]) -> SiteFolder | None:
     for key, path in paths.items():
         if not path.is_absolute():
             raise SiteError(f"{key} of site {site} is {path}", "give an absolute path")
-    return SiteFolder(site, paths["data"], paths["state"], paths.get("base"))
+    state, limits = paths["state"], paths.get("limits")
+    allowed = site_limits(state, limits)
+    return SiteFolder(site, paths["data"], state, paths.get("base"), allowed, limits)
 
 
 def answer(data: bytes, settings: Mapping[str, Any], command: NodeCommand = node_command) -> bytes:
@@ -98,8 +105,8 @@ def _greet(kit: Kit | None, settings: Mapping[str, Any]) -> Greeting:
     except BoliError as error:
         return Greeting(site=str(settings["site"])[:100], problem=error.problem, hint=error.hint)
     try:
-        folder.plan_here(kit)
         make_private(folder.state)
+        folder.admit(kit, partial(_accepts, settings))
         write_file(
             folder.run_folder(kit) / "kit.json", kit.model_dump_json().encode(), private=True
         )
@@ -110,6 +117,23 @@ def _greet(kit: Kit | None, settings: Mapping[str, Any]) -> Greeting:
         return Greeting(site=folder.site, have=have)
     except BoliError as error:
         return Greeting(site=folder.site, problem=error.problem, hint=error.hint)
+
+
+def _accepts(settings: Mapping[str, Any], _words: str, refusal: LimitError | None) -> bool:
+    """Tell whether the site's people accept plans within their limits: nobody can be asked here.
+
+    Raises:
+        LimitError: an order of the run was refused before.
+        NotAcceptedError: they did not say so.
+    """
+    if refusal is not None:
+        raise refusal
+    if settings.get("accept") is not True:
+        raise NotAcceptedError(
+            "the people of this site have not said that they accept plans within their limits",
+            "set accept=true in the SuperNode's --node-config",
+        )
+    return True
 
 
 def _known(run: str, settings: Mapping[str, Any]) -> tuple[SiteFolder, Kit]:

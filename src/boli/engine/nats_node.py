@@ -30,11 +30,18 @@ from boli.engine.nats_sender import Sender
 from boli.engine.nats_way import QUIET_ERRORS
 from boli.engine.parts import FETCH_BYTES, Assembler, Label
 from boli.engine.wire import joining_facts, pack_message, unpack_message
-from boli.errors import BoliError, CorruptFileError, StorageError, TransportError
+from boli.errors import (
+    BoliError,
+    CorruptFileError,
+    LimitError,
+    NotAcceptedError,
+    StorageError,
+    TransportError,
+)
 from boli.evaluation.units import size
 from boli.rounds.transport import Instruction, Joined, Rejoin, Stop, Version
 from boli.rounds.update import Order, UpdateHeader, Verdict
-from boli.site.kit import BaseFile, Kit, SiteFolder
+from boli.site.kit import Accept, BaseFile, Kit, SiteFolder
 
 LARGEST_BYTES = 4 << 30  # of a message from the coordinator, whom the site trusts
 JOIN_SECONDS = 20.0  # until it is said again that the node is there
@@ -42,6 +49,7 @@ FETCH_SECONDS = 60.0
 FETCHES_AT_ONCE = 8
 AGAIN_SECONDS = 10.0  # after a node could not do its work
 MEASURE_SECONDS = 10.0  # between two measurements that travel: 20 bytes a second
+LEAVE_SECONDS = 10.0  # for the last word of a site that takes no part
 SHOW_SECONDS = 60.0  # between two lines of how training goes
 
 log = logging.getLogger("boli.site")
@@ -198,9 +206,13 @@ class Agent:
     """What `boli join` runs: one site's line to its coordinator, and a node for each run."""
 
     def __init__(
-        self, access: Access, folder: SiteFolder, say: Callable[[str], None] = log.info
+        self,
+        access: Access,
+        folder: SiteFolder,
+        say: Callable[[str], None] = log.info,
+        accept: Accept = lambda _words, _refusal: False,  # by the site's people, or for them
     ) -> None:
-        self._folder, self._say = folder, say
+        self._folder, self._say, self._accept = folder, say, accept
         self._line = Line(access, self._connected, on_trouble=self._tell)
         self.link = NatsLink(access.name, self._line)
         self._called = threading.Event()  # there may be something to do
@@ -213,9 +225,15 @@ class Agent:
         self._told = ""  # of the line
         self.link.show = self._show
         self._shown_at = 0.0
+        self._declined: LimitError | None = None
+        self.is_asking = False  # the site's people
 
     def serve(self) -> None:
-        """Serve run after run until told to stop."""
+        """Serve run after run until told to stop.
+
+        Raises:
+            LimitError: the site's people did not accept what is asked of them.
+        """
         self._say(self._line.trouble)
         self._line.open()
         try:
@@ -230,8 +248,25 @@ class Agent:
                 if kit is not None and not self._stopping.is_set():
                     self._say(f"run {kit.run}")
                     self._serve_run(kit)
+            self._let_leave()
         finally:
             self._line.close()
+        if self._declined is not None:
+            raise self._declined
+
+    def _let_leave(self) -> None:
+        """Wait a moment until the server has the reason why this site takes no part."""
+        deadline = time.monotonic() + (LEAVE_SECONDS if self._declined else 0.0)
+        time.sleep(0.2 if self._declined else 0.0)  # it was handed to the line's thread
+        while self.link.sender.num_waiting and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _ask_people(self, words: str, refusal: LimitError | None) -> bool:
+        self.is_asking = True
+        try:
+            return self._accept(words, refusal)
+        finally:
+            self.is_asking = False
 
     def _tell(self, trouble: str) -> None:
         """Say what the line's trouble is, once for as long as it stays so."""
@@ -246,7 +281,7 @@ class Agent:
             self._shown_at = now
             self._say(
                 f"training from version {values.get('version', 0):.0f}: "
-                f"loss {values.get('loss', 0):.3f}, "
+                f"loss {values.get('loss', math.nan):.3f}, "
                 f"{values.get('tokens_per_second', 0):,.0f} tokens/s"
             )
 
@@ -261,6 +296,7 @@ class Agent:
         """Fetch what lacks, and let a node work until the run is over."""
         link = self.link
         try:
+            self._folder.admit(kit, self._ask_people)
             if not self._fetch_base(kit):
                 return
             link.clear()
@@ -284,8 +320,12 @@ class Agent:
             # A full disk is for the site's people to mend; the coordinator need not give it up.
             if not isinstance(error, StorageError):
                 link.fail(error.problem, error.hint)
-            self._stopping.wait(AGAIN_SECONDS)
-            self._called.set()
+            if isinstance(error, NotAcceptedError):
+                self._declined = error
+                self._stopping.set()
+            elif not isinstance(error, LimitError):  # which asking again does not change
+                self._stopping.wait(AGAIN_SECONDS)
+                self._called.set()
         finally:
             link.serving, self._run = False, ""
             link.clear()

@@ -5,21 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from boli.corpus.sources import read_split
 from boli.durable import Generations, open_private, storage_error, sync_folder
-from boli.errors import CorruptFileError, SiteError
-from boli.plan import Plan, SitePlan, TextSource
+from boli.errors import CorruptFileError, LimitError, NotAcceptedError, SiteError
+from boli.evaluation.units import size
+from boli.plan import Plan, SitePlan
 from boli.plan_file import plan_from_tables
 from boli.pool.pins import note_pins
 from boli.rounds.transport import NodeLink
-from boli.rounds.update import Message
+from boli.rounds.update import Message, Order
+from boli.site import answers
+from boli.site.answers import Answers, in_words
+from boli.site.limits import Limits, OrderCheck, SentBytes
 from boli.site.node import Node
+
+Accept = Callable[[str, LimitError | None], bool]  # the plan in words, and what was refused of it
 
 READ_BYTES = 1 << 20
 # Of these sections of a plan a site is told only what it works by.
@@ -64,10 +71,25 @@ class Kit(Message):
         return self.model_copy(update={"plan": plan, "num_sites": num_sites})
 
     @property
+    def base_sha256(self) -> str:
+        """Hash of the base's files and their names; empty where a hub names it."""
+        said = json.dumps([file.facts() for file in self.files])
+        return hashlib.sha256(said.encode()).hexdigest() if self.files else ""
+
+    @property
+    def base_bytes(self) -> int:
+        """Size of the base's files."""
+        return sum(file.size for file in self.files)
+
+    @property
     def base_digest(self) -> str:
         """Name of the base's folder at a site: bases that are equal share one."""
-        said = json.dumps([file.facts() for file in self.files])
-        return hashlib.sha256(said.encode()).hexdigest()[:16]
+        return self.base_sha256[:16]
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that the site is told: whoever accepted it has accepted just this."""
+        return hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()
 
 
 def _told(section: str, tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,6 +125,13 @@ class SiteFolder:
     data: Path  # text paths of the plan start here, and stay below it
     state: Path
     base: Path | None = None  # the base, where the site has it already
+    limits: Limits = field(default_factory=Limits)  # that its people set
+    limits_file: Path | None = None  # where they are, if not in the state folder
+
+    @property
+    def answers(self) -> Answers:
+        """What the site answered so far to what it was asked."""
+        return Answers(self.state / answers.FILE)
 
     def run_folder(self, kit: Kit) -> Path:
         """Return where the node's state of one run is."""
@@ -111,6 +140,34 @@ class SiteFolder:
     def base_folder(self, kit: Kit) -> Path:
         """Return where the base's files are, or will be."""
         return self.base or self.state / "bases" / kit.base_digest
+
+    def admit(self, kit: Kit, accept: Accept) -> None:
+        """Let a run begin that the site's limits allow and its people accepted; before any fetch.
+
+        They are asked once for each plan, and again after an order of it was refused.
+
+        Raises:
+            CorpusError: the text is missing, empty or too short.
+            LimitError: the limits do not allow it.
+            NotAcceptedError: its people did not accept it.
+            SiteError: the plan does not know the site.
+            StorageError: the answer cannot be kept.
+        """
+        plan, section = self.plan_here(kit)
+        refusal = self.answers.refusal(kit.run, kit.digest, self.limits.digest)
+        if refusal is None and self.answers.is_accepted(kit.run, kit.digest):
+            return
+        base = repr(kit.origin) if kit.origin else f"{kit.base_sha256} ({size(kit.base_bytes)})"
+        splits = read_split(plan, section.text, section.language)
+        num_sites = kit.num_sites or len(plan.site)
+        words = in_words(kit.run, plan, section, splits, base, num_sites, self.limits)
+        if not accept(words, refusal):
+            self.answers.decline(kit.run, kit.digest)
+            raise NotAcceptedError(
+                f"the people of site {self.site} did not accept run {kit.run}",
+                "ask them; boli join shows them the plan again",
+            )
+        self.answers.accept(kit.run, kit.digest)
 
     def missing(self, kit: Kit) -> list[BaseFile]:
         """Return the files of the base that are not here yet, or not whole.
@@ -187,8 +244,9 @@ class SiteFolder:
 
         Raises:
             CorpusError: the text is missing, empty or too short.
+            LimitError: the limits do not allow it.
             ModelError: the base cannot be loaded.
-            SiteError: the plan does not know the site, or wants text from elsewhere.
+            SiteError: the plan does not know the site.
             StorageError: the disk refuses.
         """
         import torch
@@ -197,21 +255,36 @@ class SiteFolder:
         from boli.site.work import open_work
 
         plan, section = self.plan_here(kit)
+        refusal = self.answers.refusal(kit.run, kit.digest, self.limits.digest)
+        if refusal is not None:
+            raise refusal
         torch.set_num_threads(plan.engine.threads_per_site or available_cores())
         origin = str(self.base_folder(kit)) if kit.files else kit.origin
         work = open_work(plan, section, origin, kit.num_sites)
+        check = self._order_check(kit, plan)
         try:
+            check.check_work(work.text_tokens, work.num_lines)
             note_pins(self.run_folder(kit) / "run.json", [copy.facts() for copy in work.copies])
-            return Node.of(plan, self.site, link, work, Generations(self.run_folder(kit)), restarts)
+            store = Generations(self.run_folder(kit))
+            return Node.of(plan, self.site, link, work, store, restarts, check)
         except BaseException:
             work.close()
             raise
+
+    def _order_check(self, kit: Kit, plan: Plan) -> OrderCheck:
+        def refuse(order: Order, error: LimitError) -> None:
+            limits = self.limits.digest
+            self.answers.refuse(kit.run, kit.digest, limits, order.order, error)
+
+        sent = SentBytes(self.state / "sent", self.limits.max_bytes_a_day)
+        return OrderCheck(self.limits, plan, sent, refuse)
 
     def plan_here(self, kit: Kit) -> tuple[Plan, SitePlan]:
         """Return the plan with this site's folder as its root, and the site's section.
 
         Raises:
-            SiteError: the plan does not know the site, or wants text from elsewhere.
+            LimitError: the plan asks for what the site's limits do not allow.
+            SiteError: the plan does not know the site.
         """
         tables = {**kit.plan, "corpus": {**kit.plan.get("corpus", {}), "root": str(self.data)}}
         plan = plan_from_tables(tables)
@@ -219,17 +292,13 @@ class SiteFolder:
         if section is None:
             names = ", ".join(one.name for one in plan.site)
             raise SiteError(f"plan {plan.name} has no site {self.site}", f"it has: {names}")
-        for source in section.text:
-            _check_below(source, self.data)
+        self.limits.check_plan(plan)
+        self.limits.check_text(self.data, section.text)
+        others = 0 if self.base else self._bytes_of_other_bases(kit)
+        self.limits.check_base(kit.base_sha256, 0 if self.base else kit.base_bytes, others)
         return plan, section
 
-
-def _check_below(source: TextSource, data: Path) -> None:
-    """Refuse text outside the site's folder: the plan was written by somebody else."""
-    for path in filter(None, (source.path, source.held_out_by)):
-        parts = PurePosixPath(path)
-        if parts.is_absolute() or ".." in parts.parts:
-            raise SiteError(
-                f"the plan asks for {path}, which is outside {data}",
-                "name text in the plan relative to the site's data folder",
-            )
+    def _bytes_of_other_bases(self, kit: Kit) -> int:
+        own = self.base_folder(kit)
+        files = (self.state / "bases").glob("*/*")
+        return sum(path.stat().st_size for path in files if path.parent != own and path.is_file())

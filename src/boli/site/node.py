@@ -37,13 +37,16 @@ from boli.rounds.update import (
     Copy,
     Judgement,
     Order,
+    Update,
     UpdateHeader,
     Verdict,
     copies_digest,
     norm_of,
 )
+from boli.site.limits import OrderCheck
 
 MEASURE_EVERY_SECONDS = 0.25
+AGAIN_SECONDS = 60.0  # between two looks at whether a day is over
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class Node:
     momentum: float = 0.0  # of pseudo-gradients on their way into the residual (DGC)
     slowdown: float = 1.0
     restarts: int = 0
+    check: OrderCheck | None = None  # by the site's limits; None: the site has none
     version: int = -1  # held; -1: none
     theta: Vector | None = None  # (m,)
     residual: Vector | None = None  # (m,) left unsent, or given back; None: zero
@@ -122,6 +126,7 @@ class Node:
     _pending: Order | None = None
     _newest: int = 0  # sequence of the newest order that came
     _stopping: bool = False
+    _unsent: bool = False  # the answer waits for the next day
     _idle_since: float | None = None
 
     @classmethod
@@ -133,6 +138,7 @@ class Node:
         work: Work,
         store: Generations,
         restarts: int = 0,
+        check: OrderCheck | None = None,
     ) -> Node:
         """Return the node of one of a plan's sites."""
         codec = plan.codec
@@ -148,12 +154,14 @@ class Node:
             codec.momentum if codec.name == "dgc" else 0.0,
             next(one.slowdown for one in plan.site if one.name == site),
             restarts,
+            check,
         )
 
     def run(self) -> None:
         """Serve until told to stop; then the work is closed.
 
         Raises:
+            LimitError: an order asks for more than the site allows.
             SiteError: training diverged.
             StorageError: the site's state cannot be written.
         """
@@ -169,7 +177,9 @@ class Node:
                 self._pending = None
                 self._perform(order, self.theta)
             else:  # nothing to do, or for a version that is still on its way
-                self._take(self.link.receive(None))
+                self._take(self.link.receive(AGAIN_SECONDS if self._unsent else None))
+            if self._unsent:
+                self._send()
 
     def joined(self) -> Joined:
         """Return what the node, as it is now, says of itself when it joins."""
@@ -227,6 +237,14 @@ class Node:
         if self.answer is None or order.sequence > self.answer.sequence:
             self._pending = order
         elif order.sequence == self.answer.sequence and (self.payload or not order.local_steps):
+            self._send()
+
+    def _send(self) -> None:
+        """Send the answer, at once or on the day on which the site lets it leave."""
+        assert self.answer is not None
+        update = Update(self.answer, self.payload)
+        self._unsent = self.check is not None and not self.check.may_send(update.num_bytes)
+        if not self._unsent:
             self.link.send_update(self.answer, self.payload)
 
     def _perform(self, order: Order, theta: Vector) -> None:
@@ -236,6 +254,8 @@ class Node:
         started = time.monotonic()
         if self._work_state is None:
             self._work_state = self.work.state()
+        if self.check is not None:
+            self.check.begin(order, self._expected_bytes(order, version))
         watch = _Watch(self, order)
         carried = self.residual_decay.of(self.residual, version) if self.from_residual else None
         start = theta if carried is None else theta - carried
@@ -265,8 +285,12 @@ class Node:
         )
         self.payload = payload
         self._save()
-        self.link.send_update(self.answer, self.payload)
+        self._send()
         self._idle_since = time.monotonic()
+
+    def _expected_bytes(self, order: Order, version: int) -> int:
+        codec = at_density(self.codec, order.density)
+        return codec.expected_bytes(self.work.layout.size, version) if order.local_steps else 0
 
     def _encode(self, order: Order, done: Done, version: int, theta: Vector) -> bytes:
         """Return the payload; what it does not carry is the next residual."""
@@ -362,6 +386,8 @@ class _Watch:
         self.node, self.order = node, order
         self.wanted, self.attempt = order.local_steps, order.attempt
         self._measured = self._last = time.monotonic()
+        self._losses, self._counted = 0.0, 0
+        self._loss: float | None = None
 
     def steps_wanted(self) -> int:
         """Return how many local steps are wanted by now."""
@@ -379,17 +405,33 @@ class _Watch:
             node._take(instruction)
         newer = node._pending
         if newer is not None and newer.sequence == self.order.sequence:
-            self.wanted, self.attempt = min(self.wanted, newer.local_steps), newer.attempt
+            self.wanted, self.attempt = self._fewer(newer.local_steps, done), newer.attempt
             node._pending = newer = None
+        if node.check is not None and done < self.wanted and node.check.is_late(self.order, done):
+            self.wanted = done
+        self._take_loss(loss)
         if now - self._measured >= MEASURE_EVERY_SECONDS or done >= self.wanted:
             self._measured = now
             node.link.measure(
                 {
                     "step": done,
                     "of": self.wanted,
-                    "loss": loss,
+                    **({} if self._loss is None else {"loss": self._loss}),
                     "tokens_per_second": tokens_per_second / node.slowdown,
                     "version": self.order.base_version,
                 }
             )
         return not node._stopping and newer is None
+
+    def _fewer(self, asked: int, done: int) -> int:
+        """Return how many steps a shorter attempt takes; not fewer than the site's limits need."""
+        wanted = min(self.wanted, max(asked, done))
+        check = self.node.check
+        return wanted if check is None else check.steps_for(self.order, wanted)
+
+    def _take_loss(self, loss: float) -> None:
+        """Take the next step's loss; what is shown is the mean over the steps that limits want."""
+        self._losses, self._counted = self._losses + loss, self._counted + 1
+        if self.node.check is None or self.node.check.tells_loss(self._counted):
+            self._loss = self._losses / self._counted
+            self._losses, self._counted = 0.0, 0

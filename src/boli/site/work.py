@@ -64,6 +64,12 @@ class TrainingWork:
             crew.ready(own)
         self.steps = LocalSteps(base.model, self.adapter, text, steps, crew or own)
 
+    @property
+    def text_tokens(self) -> int:
+        """Tokens that one pass over the training lines takes."""
+        text = self.steps.text
+        return text.per_pass * text.sequence_length
+
     def perform(
         self,
         order: Order,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flower_quadratic import LoopbackPost
-from quadratic import LAYOUT, Job, layout_of
+from quadratic import LAYOUT, LENIENT, Job, layout_of
 
 from boli.durable import write_file
 from boli.engine import flower_greeter
@@ -478,7 +478,9 @@ def test_node_with_much_to_say_says_no_more_at_once_than_a_coordinator_takes() -
 
 
 def settings_for(folder: Path) -> dict[str, Any]:
-    return {"site": "gaya", "data": str(folder), "state": str(folder / "state")}
+    (folder / "limits.toml").write_text(LENIENT)
+    places = {"data": str(folder), "state": str(folder / "state")}
+    return {"site": "gaya", **places, "limits": str(folder / "limits.toml"), "accept": True}
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,9 @@ class HeardMeanwhile(SiteFolder):
             one()
         return []
 
+    def admit(self, kit: Kit, accept: Any) -> None:
+        pass
+
     def open_node(self, kit: Kit, link: Any, restarts: int = 0) -> Any:
         self.run_folder(kit).mkdir(parents=True, exist_ok=True)
         return SimpleNamespace(run=lambda: self.served.append(kit.run))

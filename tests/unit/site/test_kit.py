@@ -14,7 +14,9 @@ from boli.errors import CorruptFileError
 from boli.plan import Plan
 from boli.plan_file import load_plan
 from boli.site.kit import BaseFile, Kit, SiteFolder, kit_of
+from boli.site.limits import Limits
 
+LENIENT = Limits(min_tokens=1, min_judged_lines=1)
 PLANS = sorted((Path(__file__).resolve().parents[3] / "plans").glob("*.toml"))
 
 
@@ -40,7 +42,8 @@ def test_each_site_is_told_its_own_part_of_a_plan_and_can_work_by_it(
         for source in plan.model.base.text:
             assert source.path is None or source.path in own or source.path not in facts
         received = Kit.model_validate_json(facts)
-        here, section = SiteFolder(site.name, tmp_path, tmp_path / "state").plan_here(received)
+        state, limits = tmp_path / "state", Limits(min_tokens=1, text=("**",))
+        here, section = SiteFolder(site.name, tmp_path, state, None, limits).plan_here(received)
         assert section == site
         assert received.num_sites == len(plan.site)
         assert here.model.local_steps == plan.model.local_steps
@@ -85,7 +88,8 @@ def test_clip_norm_of_dgc_follows_the_number_of_sites_that_the_kit_names(
     plan = tiny_plan(tmp_path, **dgc)
     whole = open_work(plan, plan.site[1], str(micro_base)).steps.plan.clip_norm
     kit = kit_of("run", plan, "some/base").for_site("gaya")
-    here, section = SiteFolder("gaya", tmp_path, tmp_path / "state").plan_here(kit)
+    folder = SiteFolder("gaya", tmp_path, tmp_path / "state", None, LENIENT)
+    here, section = folder.plan_here(kit)
     assert len(here.site) == 1
     part = open_work(here, section, str(micro_base), kit.num_sites)
     assert part.steps.plan.clip_norm == whole
