@@ -77,7 +77,7 @@ def _findings(
     found = Invitation.read(invitation)
     place = (state or state_of(found.site)).resolve()
     try:
-        allowed = site_limits(place, limits, write=False)
+        allowed = site_limits(place, limits)
     except LimitError as error:
         yield Finding("limits", "problem", error.problem, error.hint)
         return

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -73,10 +73,9 @@ def require_nats() -> None:
         )
 
 
-def state_of(site: str, user: str = "") -> Path:
-    """Return where a site's state lies by default, for us or for another user."""
-    home = Path(os.environ.get("BOLI_HOME") or Path(f"~{user}").expanduser() / ".boli")
-    return home / "sites" / site
+def state_of(site: str) -> Path:
+    """Return where a site's state lies by default."""
+    return Path(os.environ.get("BOLI_HOME") or Path.home() / ".boli") / "sites" / site
 
 
 def coordinator(
@@ -284,23 +283,32 @@ def join(
     from boli.engine.identities import Invitation
 
     found = Invitation.read(invitation)
-    user = _unit_user() if systemd else ""
-    place = (state or state_of(found.site, user)).resolve()
+    place = (state or state_of(found.site)).resolve()
     if not data.is_dir():
         raise RunError(f"{data} is not a folder", "give the folder with the site's text: --data")
     if systemd:
-        paths = invitation.resolve(), data.resolve(), place, base and base.resolve()
-        print(_unit(user or "root", *paths))
+        from boli.cli.systemd import JoinUnit
+        from boli.site.limits import FILE, read_limits, write_template
+
+        there = place / FILE
+        own = limits or (there if there.exists() else invitation.with_name(f"{found.site}.{FILE}"))
+        if limits is None:
+            write_template(own)
+        read_limits(own)
+        paths = invitation.resolve(), data.resolve(), own.resolve(), base and base.resolve()
+        print(JoinUnit(found.site, *paths).text(Path(sys.argv[0]).resolve()))
         return
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from boli.durable import locked, make_private
     from boli.engine.nats_node import Agent
     from boli.site.kit import SiteFolder
-    from boli.site.limits import FILE, site_limits
+    from boli.site.limits import FILE, site_limits, write_template
 
     logging.basicConfig(level=logging.WARNING)
     os.umask(0o077)  # also for what libraries write
     make_private(place)
+    if limits is None:
+        write_template(place / FILE)
     folder = SiteFolder(found.site, data.resolve(), place, base, site_limits(place, limits))
     asked = partial(_accepts, found.address, limits or place / FILE, accept)
     agent = Agent(found.access, folder, _say, asked)
@@ -343,41 +351,6 @@ def _accepts(
 
 def _say(line: str) -> None:
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}", flush=True)
-
-
-def _unit_user() -> str:
-    """Return who the node is to run as: who called us, also through sudo; empty: not known."""
-    user = os.environ.get("USER", "")
-    return os.environ.get("SUDO_USER", user) if user in ("", "root") else user
-
-
-def _quoted(word: object, *, is_program: bool = False) -> str:
-    """Return a word of a command as systemd reads it back; a program's name has no variables."""
-    text = str(word).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{text}"' if is_program else f'"{text.replace("$", "$$")}"'
-
-
-def _unit(user: str, invitation: Path, data: Path, state: Path, base: Path | None) -> str:
-    words: list[Any] = ["join", invitation, "--data", data, "--state", state]
-    words += ["--base", base] if base else []
-    program = _quoted(Path(sys.argv[0]).resolve(), is_program=True)
-    command = " ".join([program, *map(_quoted, words)])
-    return f"""# Save as /etc/systemd/system/boli-join.service, then:
-#   systemctl daemon-reload && systemctl enable --now boli-join
-[Unit]
-Description=boli: one site of a federation
-Wants=network-online.target
-After=network-online.target
-
-[Service]
-ExecStart={command}
-Restart=always
-RestartSec=10
-User={user}
-Nice=10
-
-[Install]
-WantedBy=multi-user.target"""
 
 
 def sites(

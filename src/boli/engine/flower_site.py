@@ -29,7 +29,7 @@ from boli.engine.wire import Line, unpack_message
 from boli.errors import BoliError, LimitError, NotAcceptedError, SiteError, TransportError
 from boli.plan import NAME
 from boli.site.kit import BaseFile, Kit, SiteFolder
-from boli.site.limits import site_limits
+from boli.site.limits import FILE, site_limits, write_template
 
 START_SECONDS = 60.0  # until a started node listens; it loads its model after that
 LONGEST_SOCKET = 100  # bytes of its path: the kernel takes 107, other systems 103
@@ -50,7 +50,6 @@ def site_folder(settings: Mapping[str, Any]) -> SiteFolder | None:
     Raises:
         LimitError: the site's limits.toml is not valid.
         SiteError: a key is missing, or is not what it should be.
-        StorageError: the disk refuses.
     """
 
     if "site" not in settings:
@@ -106,6 +105,8 @@ def _greet(kit: Kit | None, settings: Mapping[str, Any]) -> Greeting:
         return Greeting(site=str(settings["site"])[:100], problem=error.problem, hint=error.hint)
     try:
         make_private(folder.state)
+        if folder.limits_file is None:
+            write_template(folder.state / FILE)
         folder.admit(kit, partial(_accepts, settings))
         write_file(
             folder.run_folder(kit) / "kit.json", kit.model_dump_json().encode(), private=True

@@ -275,22 +275,26 @@ def _wrong(detail: Any) -> str:
     return f"{key} = {detail['input']!r}: {detail['msg']}"
 
 
-def site_limits(state: Path, given: Path | None = None, *, write: bool = True) -> Limits:
-    """Return a site's limits: of the file that was given, or of that in its state folder.
+def write_template(path: Path) -> None:
+    """Write a first limits.toml for a site's people, unless there is one.
 
-    Where there is none in the state folder the usual limits hold, and a file that says so is
-    written there for the site's people.
+    Raises:
+        StorageError: it cannot be written.
+    """
+    if not path.exists():
+        write_file(path, TEMPLATE.encode(), private=True)
+
+
+def site_limits(state: Path, given: Path | None = None) -> Limits:
+    """Return a site's limits: of the file that was given, or of the one in its state folder.
+
+    Where there is none in the state folder the usual limits hold.
 
     Raises:
         LimitError: the file cannot be read, or is not valid.
-        StorageError: the file cannot be written.
     """
     path = given or state / FILE
-    if given is None and not path.exists():
-        if write:
-            write_file(path, TEMPLATE.encode(), private=True)
-        return Limits()
-    return read_limits(path)
+    return Limits() if given is None and not path.exists() else read_limits(path)
 
 
 # Which files

@@ -28,6 +28,7 @@ from boli.site.limits import (
     read_limits,
     site_limits,
     tokens_behind,
+    write_template,
 )
 from boli.site.node import Node
 
@@ -40,6 +41,7 @@ TUTORIAL = Path(__file__).resolve().parents[3] / "docs" / "tutorials" / "three-m
 
 def test_template_says_what_holds_without_it(tmp_path: Path) -> None:
     assert site_limits(tmp_path) == Limits()
+    write_template(tmp_path / "limits.toml")
     written = (tmp_path / "limits.toml").read_text()
     assert written == TEMPLATE
     assert read_limits(tmp_path / "limits.toml") == Limits()
@@ -51,6 +53,7 @@ def test_template_says_what_holds_without_it(tmp_path: Path) -> None:
 
 def test_file_of_the_sites_people_is_never_written_over(tmp_path: Path) -> None:
     (tmp_path / "limits.toml").write_text("min_tokens = 9000\n")
+    write_template(tmp_path / "limits.toml")
     assert site_limits(tmp_path).min_tokens == 9000
     assert (tmp_path / "limits.toml").read_text() == "min_tokens = 9000\n"
     with pytest.raises(LimitError, match="cannot read"):
