@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 HERE = Path(__file__).parent
-NO_ATTACKS = {"attack", "conftest", "run", "test_attacks"}
+NO_ATTACKS = {"attack", "conftest", "one_site", "run", "test_attacks"}
 
 
 @dataclass(frozen=True)

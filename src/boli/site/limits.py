@@ -119,7 +119,7 @@ class Limits(BaseModel):
         if self.require_masked_sums:
             raise _beyond(
                 "updates would not be hidden in a sum over several sites",
-                "require_masked_sums",
+                "require_masked_sums = true",
                 "set it to false, or wait for a version of boli that has masked sums",
             )
         kind = plan.model.adapter.kind
@@ -127,7 +127,7 @@ class Limits(BaseModel):
             allowed = ", ".join(self.adapters) or "none"
             raise _beyond(
                 f"the plan trains an adapter of kind {kind}",
-                "adapters",
+                f"adapters = {allowed}",
                 f"set model.adapter.kind in the plan to one of: {allowed}",
             )
         if plan.evaluation.max_lines < self.min_judged_lines:
@@ -230,7 +230,9 @@ class Limits(BaseModel):
         """
         if self.bases and digest not in self.bases:
             raise _beyond(
-                f"the base is {digest or 'not named by a digest'}", "bases", "use another base"
+                f"the base is {digest or 'not named by a digest'}",
+                f"bases = {', '.join(self.bases)}",
+                "use one of these, or name it in the site's limits.toml",
             )
         if num_bytes + others_bytes > self.max_base_bytes:
             raise _beyond(
