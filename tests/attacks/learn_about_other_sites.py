@@ -8,6 +8,7 @@ full form also takes the base that the attacked coordinator builds itself, `boli
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -27,6 +28,7 @@ from boli.engine.nats_line import Line
 from boli.engine.nats_server import Server
 from boli.engine.parts import FETCH_BYTES
 from boli.engine.wire import pack_message, unpack_message
+from boli.errors import TransportError
 from boli.model.layout import Layout
 from boli.plan import Plan
 from boli.rounds.transport import Joined
@@ -54,6 +56,7 @@ def attack(folder: Path, *, fast: bool) -> Outcome:
         received["boli coordinator"] = _real_coordinator(folder / f"{CANARY}-place")
     found = [name for name, content in received.items() if CANARY.encode() in content]
     blind = [name for name, content in received.items() if OWN.encode() not in content]
+    blind += [] if b"curious-1-gaya-1" in received["NATS"] else ["the order"]
     total = sum(map(len, received.values()))
     observed = f"told by {found}" if found else f"nothing of them in {total:,} bytes"
     control = f"the coordinator's own words hold {held.count(CANARY.encode())} of them"
@@ -112,7 +115,9 @@ def _serve(transport: NatsTransport) -> None:
         if any(isinstance(one, Joined) for one in transport.receive(0.2)):
             break
     facts = {"site": "gaya", "sequence": 1, "base_version": 0, "layout": LAYOUT.digest}
-    transport.send_order(Order.model_validate({"order": "o", "local_steps": 1, **facts}))
+    transport.send_order(
+        Order.model_validate({"order": "curious-1-gaya-1", "local_steps": 1, **facts})
+    )
     step = np.ones(4, np.float32)
     transport.publish(Release(1, LAYOUT.digest, -step, step))
     transport.receive(0.5)
@@ -124,6 +129,9 @@ def _listen(access: Access, meanwhile: Callable[[], None]) -> bytes:
 
     async def keep(message: Any) -> None:
         content.append(message.subject.encode() + bytes(message.data))
+        content.append(repr(message.headers).encode())
+        with contextlib.suppress(TransportError):  # facts are packed: open them
+            content.append(repr(unpack_message(bytes(message.data))).encode())
 
     async def connected(client: Any) -> None:
         for subject in may_subscribe(access.name):

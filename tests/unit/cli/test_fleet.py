@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -13,11 +14,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from boli.cli.fleet import _accepts
 from boli.cli.main import app
 from boli.cli.systemd import SANDBOX
 from boli.engine.identities import Address, Identities, Invitation, write_invitation
 from boli.engine.nats_server import Server
-from boli.errors import LimitError, RunError, TransportError
+from boli.errors import LimitError, NotAcceptedError, RunError, TransportError
 from boli.plan import Plan
 from boli.site.limits import Limits, read_limits
 
@@ -208,3 +210,47 @@ def exposure(path: Path) -> float:
     assert found, done.stdout + done.stderr
     assert "Unknown" not in done.stderr, done.stderr
     return float(found[1])
+
+
+def asked(unasked: bool, refusal: LimitError | None = None) -> bool:
+    return _accepts("203.0.113.5:4222", Path("limits.toml"), unasked, "the plan", refusal)
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch, answer: str | None) -> None:
+    """Let somebody sit there who answers; None: nobody."""
+    typed = io.StringIO("" if answer is None else f"{answer}\n")
+    monkeypatch.setattr(typed, "isatty", lambda: answer is not None, raising=False)
+    monkeypatch.setattr("sys.stdin", typed)
+
+
+@pytest.mark.parametrize(("answer", "expected"), [("y", True), ("n", False), ("", False)])
+def test_people_at_a_terminal_decide(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: str,
+    expected: bool,
+) -> None:
+    terminal(monkeypatch, answer)
+    assert asked(unasked=False) is expected
+    assert "the plan" in capsys.readouterr().out
+
+
+def test_service_takes_part_only_where_it_was_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal(monkeypatch, None)
+    assert asked(unasked=True)
+    with pytest.raises(NotAcceptedError, match="no terminal") as caught:
+        asked(unasked=False)
+    assert "--accept" in caught.value.hint
+    assert caught.value.exit_code == 22
+
+
+def test_service_does_not_take_part_again_in_a_run_that_it_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal(monkeypatch, None)
+    refusal = LimitError("too many steps")
+    with pytest.raises(LimitError) as caught:
+        asked(unasked=True, refusal=refusal)
+    assert caught.value is refusal
+    terminal(monkeypatch, "y")
+    assert asked(unasked=True, refusal=refusal)
