@@ -11,7 +11,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +155,10 @@ def append_line(path: Path, line: bytes) -> None:
         raise storage_error(path, error) from error
 
 
-def make_private(folder: Path) -> None:
-    """Make a folder that its owner alone can enter, and take others' rights from all below it.
+def make_private(folder: Path, names: Collection[str]) -> None:
+    """Make a folder that its owner alone can enter, and take others' rights from what is in it.
 
+    Only from what has these names, and all below it: a user may name a folder with other things.
     Links are not followed; what belongs to another user than the folder stays as it is.
 
     Raises:
@@ -169,7 +170,11 @@ def make_private(folder: Path) -> None:
         folder.chmod(0o700)
     except OSError as error:
         raise storage_error(folder, error) from error
-    for place, folders, files in os.walk(folder):
+    for name in names:
+        with contextlib.suppress(OSError):
+            _tighten(folder / name, owner)
+    found = (one for name in names for one in os.walk(folder / name))
+    for place, folders, files in found:
         for name in (*folders, *files):
             with contextlib.suppress(OSError):  # a link, a socket, or gone meanwhile
                 _tighten(Path(place, name), owner)

@@ -253,12 +253,13 @@ def test_folder_that_others_could_read_is_closed_with_all_that_is_in_it(tmp_path
     (folder / "runs" / "one" / "answer").write_bytes(b"update")
     (folder / "link").symlink_to(outside)
     os.mkfifo(folder / "pipe")
-    make_private(folder)
-    for path in (folder, *folder.rglob("*")):
-        if not path.is_symlink():
-            assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
+    (folder / "a-users-own").write_bytes(b"")
+    make_private(folder, ("runs", "link", "pipe", "not-there"))
+    for path in (folder, folder / "pipe", folder / "runs", *(folder / "runs").rglob("*")):
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
+    assert stat.S_IMODE((folder / "a-users-own").stat().st_mode) == 0o666
     assert stat.S_IMODE(outside.stat().st_mode) == 0o666
-    make_private(tmp_path / "new")
+    make_private(tmp_path / "new", ())
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
 
 

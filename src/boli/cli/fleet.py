@@ -299,17 +299,17 @@ def join(
         print(JoinUnit(found.site, *paths).text(Path(sys.argv[0]).resolve()))
         return
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from boli.durable import locked, make_private
+    from boli.durable import locked
     from boli.engine.nats_node import Agent
     from boli.site.kit import SiteFolder
     from boli.site.limits import FILE, site_limits, write_template
 
     logging.basicConfig(level=logging.WARNING)
     os.umask(0o077)  # also for what libraries write
-    make_private(place)
     if limits is None:
         write_template(place / FILE)
     folder = SiteFolder(found.site, data.resolve(), place, base, site_limits(place, limits))
+    folder.make_private()
     asked = partial(_accepts, found.address, limits or place / FILE, accept)
     agent = Agent(found.access, folder, _say, asked)
 

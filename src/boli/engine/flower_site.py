@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from boli.durable import make_private, open_private, write_file
+from boli.durable import open_private, write_file
 from boli.engine.flower_wire import Asked, Greeting, Had, Hello, Pieces, Told, pack, split
 from boli.engine.wire import Line, unpack_message
 from boli.errors import BoliError, LimitError, NotAcceptedError, SiteError, TransportError
@@ -104,7 +104,7 @@ def _greet(kit: Kit | None, settings: Mapping[str, Any]) -> Greeting:
     except BoliError as error:
         return Greeting(site=str(settings["site"])[:100], problem=error.problem, hint=error.hint)
     try:
-        make_private(folder.state)
+        folder.make_private()
         if folder.limits_file is None:
             write_template(folder.state / FILE)
         folder.admit(kit, partial(_accepts, settings))

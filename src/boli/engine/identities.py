@@ -206,7 +206,7 @@ class Identities:
         Raises:
             StorageError: the folder cannot be written.
         """
-        make_private(self.folder)
+        make_private(self.folder, ("keys", "tls", "sites.json"))
         with locked(self.folder / "keys", "the key folder", 10.0):
             for who in ("coordinator", "system"):
                 if not (self.folder / "keys" / who).exists():

@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> int:
     link = LocalLink(int(descriptor))
     site_folder = Path(folder) / "sites" / site
     try:
-        make_private(site_folder)
+        make_private(site_folder, sorted(path.name for path in site_folder.glob("*")))
         with locked(site_folder, "the site folder", LOCK_SECONDS):
             serve(Path(folder), site, link, int(restarts))
     except WorkerLostError as error:

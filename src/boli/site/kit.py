@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from boli.corpus.sources import read_split
-from boli.durable import Generations, open_private, storage_error, sync_folder
+from boli.durable import Generations, make_private, open_private, storage_error, sync_folder
 from boli.errors import CorruptFileError, LimitError, NotAcceptedError, SiteError
 from boli.evaluation.units import size
 from boli.plan import Plan, SitePlan
@@ -21,7 +21,7 @@ from boli.plan_file import plan_from_tables
 from boli.pool.pins import note_pins
 from boli.rounds.transport import NodeLink
 from boli.rounds.update import Message, Order
-from boli.site import answers
+from boli.site import answers, limits
 from boli.site.answers import Answers, in_words
 from boli.site.limits import Limits, OrderCheck, SentBytes
 from boli.site.node import Node
@@ -29,6 +29,7 @@ from boli.site.node import Node
 Accept = Callable[[str, LimitError | None], bool]  # the plan in words, and what was refused of it
 
 READ_BYTES = 1 << 20
+STATE = ("runs", "bases", "sent", "lock", limits.FILE, answers.FILE)  # what the folder holds
 # Of these sections of a plan a site is told only what it works by.
 TOLD = {
     "corpus": ("held_out",),
@@ -132,6 +133,14 @@ class SiteFolder:
     def answers(self) -> Answers:
         """What the site answered so far to what it was asked."""
         return Answers(self.state / answers.FILE)
+
+    def make_private(self) -> None:
+        """Make the state folder, for its owner alone; what was left open is closed.
+
+        Raises:
+            StorageError: the disk refuses, or the folder is somebody else's.
+        """
+        make_private(self.state, STATE)
 
     def run_folder(self, kit: Kit) -> Path:
         """Return where the node's state of one run is."""
@@ -258,7 +267,8 @@ class SiteFolder:
         refusal = self.answers.refusal(kit.run, kit.digest, self.limits.digest)
         if refusal is not None:
             raise refusal
-        torch.set_num_threads(plan.engine.threads_per_site or available_cores())
+        cores = available_cores()
+        torch.set_num_threads(min(plan.engine.threads_per_site or cores, cores))
         origin = str(self.base_folder(kit)) if kit.files else kit.origin
         work = open_work(plan, section, origin, kit.num_sites)
         check = self._order_check(kit, plan)
@@ -273,8 +283,8 @@ class SiteFolder:
 
     def _order_check(self, kit: Kit, plan: Plan) -> OrderCheck:
         def refuse(order: Order, error: LimitError) -> None:
-            limits = self.limits.digest
-            self.answers.refuse(kit.run, kit.digest, limits, order.order, error)
+            under = self.limits.digest
+            self.answers.refuse(kit.run, kit.digest, under, order.order, error)
 
         sent = SentBytes(self.state / "sent", self.limits.max_bytes_a_day)
         return OrderCheck(self.limits, plan, sent, refuse)

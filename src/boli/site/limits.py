@@ -39,6 +39,7 @@ from boli.rounds.update import Order
 
 FILE = "limits.toml"
 DAY_SECONDS = 86_400
+MOST_STARTER_LINES = 100_000  # it is made before anybody is asked
 TEMPLATE = """\
 # What this site lets a coordinator ask for. It belongs to the site's people; boli only reads it.
 # A line without # in front changes a limit. What is shown is what holds without it.
@@ -186,6 +187,11 @@ class Limits(BaseModel):
         Raises:
             LimitError: the plan names such text.
         """
+        if sum(source.lines or 0 for source in sources if source.starter) > MOST_STARTER_LINES:
+            raise LimitError(
+                "the plan asks for very much made-up text",
+                f"ask for at most {MOST_STARTER_LINES} lines of starter text",
+            )
         for source in sources:
             for path in (source.path, source.held_out_by):
                 if path is not None:  # an empty one is the data folder itself
@@ -454,12 +460,27 @@ class OrderCheck:
             raise self.limits._too_few(
                 tokens[-1], "the order computes an update", "ask for more local steps"
             )
-        if expected_bytes > self.limits.max_bytes_a_day:
+        self._check_bytes(expected_bytes)
+
+    def _check_bytes(self, num_bytes: int) -> None:
+        if num_bytes > self.limits.max_bytes_a_day:
             raise _beyond(
-                f"an update takes about {size(expected_bytes)}",
+                f"an update takes {size(num_bytes)}",
                 f"max_bytes_a_day = {self.limits.max_bytes_a_day}",
                 "choose a codec that sends less",
             )
+
+    def end(self, order: Order, num_bytes: int) -> None:
+        """Check an answer before it is kept: one larger than a day's bytes could never leave.
+
+        Raises:
+            LimitError: it is.
+        """
+        try:
+            self._check_bytes(num_bytes)
+        except LimitError as error:
+            self.refuse(order, error)
+            raise
 
     def steps_for(self, order: Order, wanted: int) -> int:
         """Return how many steps to take where fewer are wanted by now than the order asked for.

@@ -284,6 +284,8 @@ class Node:
             judgements=done.judgements,
         )
         self.payload = payload
+        if self.check is not None:
+            self.check.end(order, Update(self.answer, payload).num_bytes)
         self._save()
         self._send()
         self._idle_since = time.monotonic()

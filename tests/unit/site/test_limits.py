@@ -372,6 +372,23 @@ def test_ordinary_order_is_not(tmp_path: Path) -> None:
     assert not noted.refused
 
 
+def test_answer_that_turns_out_larger_than_a_day_is_not_kept(tmp_path: Path) -> None:
+    noted = in_test(Limits(min_tokens=8, max_bytes_a_day=LAYOUT.size * 4 + 20), tmp_path)
+    line = Line(asked())
+    one = node(line, tmp_path, noted)
+    with pytest.raises(LimitError, match="max_bytes_a_day"):
+        one.run()
+    assert not line.sent
+    assert one.store.load() is None
+    assert len(noted.refused) == 1
+
+
+def test_endless_made_up_text_is_not_made() -> None:
+    Limits().check_text(Path(), sources(starter="mag", lines=50_000))
+    with pytest.raises(LimitError, match="made-up"):
+        Limits().check_text(Path(), sources(starter="mag", lines=10**12))
+
+
 def test_update_larger_than_a_day_is_not_begun() -> None:
     noted = Noted(Limits(max_bytes_a_day=999))
     with pytest.raises(LimitError, match="max_bytes_a_day"):
