@@ -91,6 +91,7 @@ def positions() -> list[dict[str, float]]:
 def fold(num_sites: int, num_updates: int = 10_000, d: int = 1_000_000) -> dict[str, float]:
     """Fold updates as the loop does: as they come, a few at a time, a round when all are in."""
     names = [f"site-{n}" for n in range(num_sites)]
+    codec = SparseCodec(0.015)
     strategy = BufferedStrategy(
         buffer_size=num_sites,
         max_staleness=0,
@@ -101,9 +102,9 @@ def fold(num_sites: int, num_updates: int = 10_000, d: int = 1_000_000) -> dict[
         max_tokens_per_step=1000,
         outer=Sgd(np.float32(1)),
         spans=dict.fromkeys(names, ((0, d),)),
-        downlink=SparseCodec(0.015),
+        uplink=codec,
+        downlink=codec,
     )
-    codec = SparseCodec(0.015)
     rng = np.random.default_rng(0)
     vectors = [rng.standard_normal(d, np.float32) * np.float32(1e-3) for _ in range(8)]
     state = ServerState("run", LAYOUT, np.zeros(d, np.float32), {n: SiteProgress() for n in names})

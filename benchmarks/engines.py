@@ -6,9 +6,9 @@
 
     python benchmarks/engines.py [--data ../shared/data] [--seeds 3] [--quick] [--out FILE]
 
-Three sites, each in a network namespace of its own behind a line of linkshape.py's presets
-(see benchmarks/links.py; needs root); bytes are those of IP packets at each site's interface, in
-both directions, with handshakes, acknowledgements and retransmissions. All sites hold the base.
+Three sites, each in a network namespace of its own behind a line of one of the presets of
+benchmarks/links.py (needs root); bytes are those of IP packets at each site's interface, in both
+directions, with handshakes, acknowledgements and retransmissions. All sites hold the base.
 All arms train on the same number of sequences, but for `nats` and `flower`, which take a quarter
 more; engine_arms.py says how each was tuned. Every version is judged after its run on the test
 part of the sites' text, by which nothing was chosen; judging costs no arm anything. "Equal bits

@@ -1,12 +1,8 @@
-"""Thin links in network namespaces, for the benchmarks: linkshape.py, and what was counted.
-
-The tool is in $BOLI_TEST_TOOLS or in ../shared/tools beside the repository. It needs root.
-"""
+"""Thin links in network namespaces, for the benchmarks, and what was counted. They need root."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import socket
 import subprocess
@@ -16,15 +12,38 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TOOLS = Path(os.environ.get("BOLI_TEST_TOOLS") or REPOSITORY.parent / "shared/tools")
-sys.path.insert(0, str(TOOLS))
-linkshape = importlib.import_module("linkshape")
+sys.path.insert(0, str(REPOSITORY / "tests" / "faults"))
+
+from thin_line import Line, inside  # noqa: E402
 
 PRESETS: dict[str, dict[str, Any]] = {
-    **linkshape.PRESETS,
-    "4g, no loss": {**linkshape.PRESETS["4g"], "loss": 0.0},
-    "rural, no loss": {**linkshape.PRESETS["rural"], "loss": 0.0},
+    "4g": {
+        "down_bps": 20e6,
+        "up_bps": 5e6,
+        "delay_s": 0.040,
+        "jitter_s": 0.010,
+        "loss": 0.01,
+        "queue_bytes": 256_000,
+    },
+    "rural": {
+        "down_bps": 2e6,
+        "up_bps": 0.5e6,
+        "delay_s": 0.075,
+        "jitter_s": 0.015,
+        "loss": 0.02,
+        "queue_bytes": 64_000,
+    },
+    "broadband": {
+        "down_bps": 50e6,
+        "up_bps": 10e6,
+        "delay_s": 0.010,
+        "jitter_s": 0.002,
+        "loss": 0.0,
+        "queue_bytes": 512_000,
+    },
 }
+for _name in ("4g", "rural"):
+    PRESETS[f"{_name}, no loss"] = {**PRESETS[_name], "loss": 0.0}
 LOOPBACK = "loopback"
 Counted = Mapping[str, tuple[int, int]]  # site to bytes at its interface: up, down
 
@@ -34,7 +53,7 @@ class Links:
 
     def __init__(self, preset: str, sites: tuple[str, ...]) -> None:
         self.preset, self.sites = preset, sites
-        self._links: dict[str, Any] = {}
+        self._links: dict[str, Line] = {}
         self.hub = f"hub{os.getpid()}"
 
     @contextlib.contextmanager
@@ -43,11 +62,9 @@ class Links:
         with contextlib.ExitStack() as stack:
             if self.preset != LOOPBACK:
                 for site in self.sites:
-                    link = linkshape.Link(
-                        f"{site}{os.getpid()}", hub=self.hub, **PRESETS[self.preset]
-                    )
+                    link = Line(f"{site}{os.getpid()}", hub=self.hub, **PRESETS[self.preset])
                     self._links[site] = stack.enter_context(link)
-                stack.enter_context(linkshape.inside(self.hub))
+                stack.enter_context(inside(self.hub))
             yield self
 
     def hub_address(self, site: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from boli.codec.codec import DenseCodec, encode_frame
+from boli.codec.codec import Codec, DenseCodec, encode_frame
 from boli.model.layout import Layout, Vector
 from boli.plan import Plan
 from boli.plan_file import load_plan
@@ -334,6 +334,7 @@ class Federation:
         /,
         payload: bytes | None = None,
         sender: str | None = None,
+        codec: Codec | None = None,  # by default dense
         **values: Any,
     ) -> Delivery:
         """Answer the site's open order with 1000 tokens, or with other header values."""
@@ -351,7 +352,9 @@ class Federation:
         }
         if payload is None:
             part = self.layout.view(order.rank).take(vector).astype(np.float32)
-            payload = encode_frame(DenseCodec(), part, order.layout, order.rank, order.base_version)
+            payload = encode_frame(
+                codec or DenseCodec(), part, order.layout, order.rank, order.base_version
+            )
         return Delivery(sender or site, Update(UpdateHeader(**(header | values)), payload))
 
 

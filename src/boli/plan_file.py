@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -45,14 +45,18 @@ def load_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
     return plan_from_tables(tables, str(path))
 
 
-def plan_from_tables(tables: Mapping[str, Any], origin: str = "the plan") -> Plan:
+def plan_from_tables(
+    tables: Mapping[str, Any],
+    origin: str = "the plan",
+    extra: Literal["forbid", "ignore"] = "forbid",  # keys that are not known
+) -> Plan:
     """Validate nested tables, as TOML or JSON gives them.
 
     Raises:
         PlanError: names every key that is wrong, with its value.
     """
     try:
-        return Plan.model_validate(tables)
+        return Plan.model_validate(tables, extra=extra)
     except ValidationError as error:
         details = error.errors()
         # A tuple whose entry is wrong is reported a second time, as too short.

@@ -139,7 +139,7 @@ def prepare(
     languages = {site.name: site.language for site in plan.site}
     journal.append(RunStarted(run, plan.digest, version, layout.digest, layout.size, languages))
     note_base(plan, journal, 0, judged)
-    journal.sync()
+    journal.seal(run, 0, -1)
     write_file(path, json.dumps(vars(prepared)).encode())
     return prepared, _version_0(run, plan, layout, base)
 

@@ -5,10 +5,12 @@ A run's folder:
     plan.json       the whole plan, as validated
     run.json        what was prepared: base, layouts, and the base's own figures
     journal.jsonl   every fact, hash-chained
+    journal.head    how far the journal was sealed, signed by this machine's key
     checkpoints/    the coordinator's last two states
     versions/       the last compressed steps, for sites that missed some
     sites/NAME/     each site's own state and log; on another machine, it stays there
-    adapter/        the result, in PEFT's format (a whole model for adapter kind "full")
+    adapter/        the result, in PEFT's format (a whole model for adapter kind "full");
+                    its README.md says which version it is, and whether it is better than the base
     report.html, report.json
 """
 
@@ -34,6 +36,7 @@ from boli.journal import (
     RunFinished,
     RunInterrupted,
     RunResumed,
+    VersionExported,
 )
 from boli.model.layout import Layout
 from boli.plan import Plan
@@ -51,10 +54,13 @@ from boli.preparation import (
     prepare,
     read_json,
 )
-from boli.rounds.checkpoint import CheckpointStore
+from boli.rounds.checkpoint import CheckpointStore, Found
+from boli.rounds.integrity import Verification, verify
+from boli.rounds.journaled import version_exported
 from boli.rounds.loop import Rounds
 from boli.rounds.transport import Joined, Transport
 from boli.rounds.update import ServerState
+from boli.signature import own_fingerprint, own_key
 
 if TYPE_CHECKING:
     from boli.evaluation.forecast import Forecast
@@ -101,6 +107,38 @@ class Run:
         from boli.evaluation.report import figures
 
         return figures(self.folder)
+
+    def verify(self, key: str | None = None) -> Verification:
+        """Hold the journal against its signed head and against the newest checkpoint.
+
+        `key` is the fingerprint of the key that must have signed; without it, this machine's.
+
+        Raises:
+            CorruptFileError: no checkpoint can be read, or this machine's key is not whole.
+        """
+        found = CheckpointStore(self.folder / "checkpoints").load()
+        own = own_fingerprint()
+        return verify(self.folder, found, own=own, signer=key or own)
+
+    def adopt(self) -> Verification:
+        """Sign the journal as it is with this machine's key, whoever signed it before.
+
+        For a run that was moved here, or whose key was lost: whoever asks for it vouches for
+        what is there.
+
+        Raises:
+            CorruptFileError: something besides the signature does not hold.
+        """
+        with locked(self.folder, "run"):
+            found = CheckpointStore(self.folder / "checkpoints").load()
+            verify(self.folder, found, signature=False).check()
+            journal = Journal(self.folder / "journal.jsonl", key=own_key())
+            with contextlib.closing(journal):
+                state = found[0] if found else None
+                run = read_json(self.folder / "run.json")["run"]
+                saved = state.journal_seq if state else -1
+                journal.seal(run, state.version if state else 0, saved)
+        return self.verify()
 
     def write_report(self) -> Path:
         """Write report.json and report.html; returns the page's path."""
@@ -213,14 +251,20 @@ def _new_folder(runs: Path, name: str) -> Path:
 
 
 def _carry_out(run: Run, observe: Observer, should_stop: Callable[[], bool], engine: Engine) -> Run:
-    journal = Journal(run.folder / "journal.jsonl", [observe])
+    checkpoints = CheckpointStore(run.folder / "checkpoints")
+    key = own_key()
+    found = checkpoints.load()
+    # Before anything is written: what was altered must not be signed.
+    verify(run.folder, found, signer=key.fingerprint).check()
+    journal = Journal(run.folder / "journal.jsonl", [observe], key)
     with contextlib.closing(journal):
         try:
-            _to_the_end(run, journal, observe, should_stop, engine)
+            _to_the_end(run, journal, checkpoints, found, observe, should_stop, engine)
         except BoliError as error:
             # A full disk refuses this line too; the error itself says enough then.
             with contextlib.suppress(StorageError):
                 journal.append(RunFailed(error.problem))
+                journal.seal_rest()
             raise
     if run.finished:
         run.write_report()
@@ -238,6 +282,8 @@ def _let_threads_sleep() -> None:
 def _to_the_end(
     run: Run,
     journal: Journal,
+    checkpoints: CheckpointStore,
+    found: Found | None,
     observe: Observer,
     should_stop: Callable[[], bool],
     engine: Engine,
@@ -246,19 +292,25 @@ def _to_the_end(
     started = time.monotonic()
     plan = run.plan
     _let_threads_sleep()
-    checkpoints = CheckpointStore(run.folder / "checkpoints")
-    found = checkpoints.load()
     begun = (run.folder / "run.json").exists()
+    if begun:
+        # From now on the head asks for no newer checkpoint than the one that is gone on with.
+        state = found[0] if found else None
+        saved = state.journal_seq if state else -1
+        journal.seal(
+            read_json(run.folder / "run.json")["run"], state.version if state else 0, saved
+        )
     prepared, first = prepare(run.folder, plan, journal, observe, boli.__version__)
     corrupt: list[Path] = []
     if found is None:
-        state = first or first_state(run.id, plan, prepared, observe)
+        state = first or first_state(prepared.run, plan, prepared, observe)
     else:
         state, corrupt = found
         state = state.welcome_back()
         checkpoints.save(state)
     if begun:
         journal.append(RunResumed(state.version, [p.name for p in corrupt], state.journal_seq))
+        journal.seal_rest()
     with engine(run, prepared) as transport:
         rounds = _rounds(plan, prepared, transport, checkpoints, journal, observe, should_stop)
         if not rounds.schedule.finished(state) and not should_stop():
@@ -266,22 +318,30 @@ def _to_the_end(
             state = rounds.run(state)
     if not rounds.schedule.finished(state):
         journal.append(RunInterrupted(state.version))
+        journal.seal_rest()
         return
     observe(Stage("exporting the adapter"))
     base = open_base(plan, prepared.base, observe)
-    _finish(run, plan, prepared, state, journal, base)
+    exported = version_exported(state, plan.rounds.total)
+    journal.append(exported)
+    _finish(run, plan, prepared, state, exported, journal, base)
     journal.append(RunFinished(state.version, time.monotonic() - started, "adapter"))
-    journal.sync()
+    journal.seal_rest()
 
 
 @contextlib.contextmanager
 def local_engine(run: Run, prepared: Prepared) -> Iterator[Transport]:
     """Bring up the sites as processes on this machine."""
+    from boli.codec.codec import codec_for
     from boli.engine.local import LocalTransport, node_command
 
     folder = run.folder.resolve()
     transport = LocalTransport(
-        node_command(folder), folder / "sites", prepared.threads, folder / "versions"
+        node_command(folder),
+        folder / "sites",
+        prepared.threads,
+        folder / "versions",
+        codec_for(run.plan.codec).payload_bytes,
     )
     with contextlib.closing(transport):
         yield transport
@@ -315,6 +375,7 @@ def _rounds(
         max_tokens_per_step=tokens_a_step,
         outer=outer_optimizer(rounds.outer),
         spans={site.name: layout.view(site.rank).spans for site in plan.site},
+        uplink=codec_for(plan.codec),
         downlink=codec_for(plan.codec.down),
         downlink_decay=decay_for(plan.codec.down, rounds.total),
         cohorts=cohorts_for(plan),
@@ -352,9 +413,16 @@ def _rounds(
 
 
 def _finish(
-    run: Run, plan: Plan, prepared: Prepared, state: ServerState, journal: Journal, base: Any
+    run: Run,
+    plan: Plan,
+    prepared: Prepared,
+    state: ServerState,
+    exported: VersionExported,
+    journal: Journal,
+    base: Any,
 ) -> None:
     """Export the adapter, and judge the base language once more with it."""
+    from boli.evaluation.card import card, exported_figures
     from boli.model.adapter import attach
     from boli.model.export import export_adapter
 
@@ -363,6 +431,8 @@ def _finish(
     try:
         unfinished.mkdir()
         export_adapter(state.theta, plan.model.adapter, base, unfinished)
+        text = card(run.id, plan, exported_figures(exported))
+        (unfinished / "README.md").write_text(text, encoding="utf-8")
         sync_tree(unfinished)
         shutil.rmtree(run.adapter, ignore_errors=True)
         unfinished.rename(run.adapter)

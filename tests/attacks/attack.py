@@ -20,7 +20,16 @@ from types import ModuleType
 from typing import Any
 
 HERE = Path(__file__).parent
-NO_ATTACKS = {"attack", "conftest", "one_site", "run", "test_attacks"}
+NO_ATTACKS = {
+    "attack",
+    "conftest",
+    "consent_scene",
+    "hostile_node",
+    "one_site",
+    "rogue",
+    "run",
+    "test_attacks",
+}
 
 
 @dataclass(frozen=True)

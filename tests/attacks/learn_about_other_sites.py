@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from attack import Outcome, boli
-from one_site import end, start, wait_for
+from one_site import end, make_base, start, wait_for
 
 from boli.engine.flower_greeter import Greeter, Reply
 from boli.engine.flower_wire import Greeting, pack
@@ -45,11 +45,9 @@ VIEW = (None, ((0, 4),))
 
 
 def attack(folder: Path, *, fast: bool) -> Outcome:
-    base = folder / f"{CANARY}-base"
-    base.mkdir()
-    (base / "config.json").write_text("{}")
+    base = make_base(folder / f"{CANARY}-base")
     plan = _plan(base)
-    kit = kit_of("curious-1", plan, str(base))
+    kit = kit_of("curious-1", plan, base, str(base))
     held = json.dumps(kit.facts()).encode()
     received = {"NATS": _over_nats(folder, plan, base), "Flower": _over_flower(plan, base)}
     if not fast:
@@ -96,7 +94,7 @@ def _over_nats(folder: Path, plan: Plan, base: Path) -> bytes:
     server.identities.invite(f"{CANARY}-0", address)
     server.write_settings()
     server.start()
-    kit = kit_of("curious-1", plan, str(base))
+    kit = kit_of("curious-1", plan, base, str(base))
     transport = NatsTransport(server.identities.access(address), kit, base)
     first = Release(0, LAYOUT.digest, np.zeros(4, np.float32))
     try:
@@ -175,8 +173,9 @@ def _listen(access: Access, meanwhile: Callable[[], None]) -> bytes:
 class Gaya:
     """A Flower node that says it is gaya, and keeps what it is sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: Path) -> None:
         self.content: list[bytes] = []
+        self.base = base
 
     def node_ids(self) -> set[int]:
         return {1}
@@ -188,15 +187,17 @@ class Gaya:
     def fetch(self, message: str) -> Reply:
         kind, _, _ = unpack_message(self.content[-1])
         if kind == "hello":
-            have = {} if len(self.content) == 1 else {"config.json": 0}
+            names = () if len(self.content) == 1 else (path.name for path in self.base.iterdir())
+            have = dict.fromkeys(names, 0)
             return Reply(1, pack("greeting", Greeting(site="gaya", have=have)))
-        return Reply(1, pack_message("had", {"have": {"config.json": 2}}))
+        have = {path.name: path.stat().st_size for path in self.base.iterdir()}
+        return Reply(1, pack_message("had", {"have": have}))
 
 
 def _over_flower(plan: Plan, base: Path) -> bytes:
     """Return every byte that a node is sent until it is ready for the run."""
-    post = Gaya()
-    Greeter(post, kit_of("r", plan, str(base)), base, 5, {"gaya"}.__contains__).greet(
+    post = Gaya(base)
+    Greeter(post, kit_of("r", plan, base, str(base)), base, 5, {"gaya"}.__contains__).greet(
         1, lambda: True
     )
     parts = [unpack_message(data) for data in post.content]

@@ -98,7 +98,7 @@ def bring_base(site: SiteFolder, kit: Kit, base: Path) -> None:
 
 def kit_for_gaya(plan: Plan, base: Path) -> Kit:
     """Return what the coordinator tells the site."""
-    kit = kit_of("curious-1", plan, str(base)).for_site("gaya")
+    kit = kit_of("curious-1", plan, base).for_site("gaya")
     return Kit.model_validate_json(json.dumps(kit.facts()))
 
 

@@ -67,8 +67,8 @@ def attack(folder: Path, *, fast: bool) -> Outcome:
     figures |= {"distinct_named_of_4096_and_more": named_of_many, "distinct_there": distinct}
     if not fast:
         said, tokens = _real_commands(folder, base)
-        refused = refused and "this site's limits have" in said
-        observed = f"boli join: {said}"
+        refused = refused and "does not let an adapter of this kind" in said
+        observed = f"the coordinator's journal: {said}"
         figures["tokens_named_over_the_wire_without_limits"] = tokens
     control = f"where a site allows it, {named} of {all_of_them} tokens are named"
     return Outcome(refused, observed, control if named == all_of_them else "", figures)

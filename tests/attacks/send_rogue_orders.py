@@ -73,7 +73,7 @@ def attack(folder: Path, *, fast: bool) -> Outcome:
     observed = f"{len(ROGUE)} orders refused before any work; cut to 1 step, {steps} were taken"
     if not fast:
         reason, up_bytes = _over_nats(folder, base, kit)
-        if "max_local_steps" not in reason or up_bytes:
+        if "more local steps than the site allows" not in reason or up_bytes:
             taken.append(f"over NATS: {reason}")
         observed += f"; boli join: {reason}"
     observed = f"carried out: {', '.join(taken)}" if taken else observed

@@ -76,6 +76,7 @@ class QuadraticWork:
     ) -> None:
         self.copies = copies
         self.begin: Callable[[Order], None] = lambda order: None  # before the work on an order
+        self.truthful = False  # judges by the loss
         self.rank, self.layout, self.step_seconds = rank, layout_of(rank), step_seconds
         self.full_layout = LAYOUT
         self.num_lines: Mapping[str, Mapping[str, int]] = {"bho": {"train": 10}}
@@ -106,7 +107,7 @@ class QuadraticWork:
             Judgement(
                 language="bho",
                 part=part,
-                bits=self.loss(self.first if order.first else theta) * 1000,
+                bits=self.judged(order, theta),
                 bytes=1000,
             )
             for part in order.evaluate
@@ -132,6 +133,11 @@ class QuadraticWork:
             moved, done, done * TOKENS_A_STEP, self.loss(local), 0.1 * done, 0.0, judgements
         )
 
+    def judged(self, order: Order, theta: Vector) -> float:
+        if not self.truthful:  # each version better than the one before: none is restored
+            return 1000 * 0.99 ** (0 if order.first else order.base_version)
+        return self.loss(self.first if order.first else theta) * 1000
+
     def loss(self, theta: Vector) -> float:
         return float(np.mean(np.square(theta - self.target)))
 
@@ -153,6 +159,7 @@ class Job:
     )
     rounds: Mapping[str, Any] = field(default_factory=dict)  # of the plan
     every_rounds: int = 2  # between judgements
+    truthful: bool = False  # judgements tell the loss, so that an earlier version may be restored
     dtype: str = "fp32"
     codec: Mapping[str, Any] = field(default_factory=dict)  # of the plan
     step_seconds: Mapping[str, float] = field(default_factory=dict)  # really slept, by site
@@ -190,7 +197,9 @@ class Job:
 
     def work(self, site: str) -> QuadraticWork:
         copies = [Copy.model_validate(copy) for copy in self.copies.get(site, ())]
-        return QuadraticWork(site, self.ranks[site], self.step_seconds.get(site, 0.0), copies)
+        work = QuadraticWork(site, self.ranks[site], self.step_seconds.get(site, 0.0), copies)
+        work.truthful = self.truthful
+        return work
 
     def node(self, site: str, link: NodeLink, store: Generations, restarts: int) -> Node:
         work = self.work(site)
@@ -376,6 +385,7 @@ def counted_once(job: Job, history: Sequence[ServerState], tap: Tap) -> Vector:
     from what the checkpoints say was taken in, without any of the coordinator.
     """
     theta, rounds = job.first_state().theta, job.plan.rounds
+    made = {0: theta}
     sums, weights = np.zeros(theta.size, np.int64), np.zeros(theta.size)
     for (before, found), after in zip(_turns(job, history), history, strict=True):
         for name, sequence in found:
@@ -388,9 +398,12 @@ def counted_once(job: Job, history: Sequence[ServerState], tap: Tap) -> Vector:
                 entries = np.concatenate([np.arange(*span) for span in view.spans])
                 sums[entries] += np.rint(vector.astype(float) * (factor * 2.0**40)).astype(int)
                 weights[entries] += weight
-        if after.version > before.version:
+        if after.version in after.selection.restored:
+            theta = made[after.selection.restored[after.version]]
+        elif after.version > before.version:
             theta = theta - (sums / (np.where(weights, weights, 1) * 2.0**40)).astype(np.float32)
             sums, weights = np.zeros_like(sums), np.zeros_like(weights)
+            made[after.version] = theta
     return theta
 
 

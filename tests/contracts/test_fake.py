@@ -25,7 +25,7 @@ from boli.engine.fake_coordinator import ScriptedCheckpoints, run_through_kills
 from boli.engine.fake_node import MemoryStore
 from boli.engine.lies import LIES
 from boli.engine.script import Script
-from boli.errors import StorageError, TransportError
+from boli.errors import StorageError, TransportError, public_words
 from boli.journal import Journal
 from boli.rounds.buffer import BufferedStrategy, Rejection
 from boli.rounds.loop import Rounds
@@ -273,7 +273,7 @@ def test_node_that_fails_with_an_error_of_ours_is_out_and_the_others_go_on(tmp_p
     play = Play(JOB, Script(), tmp_path, stores={"gaya": Full()})
     play.run()
     (failed,) = (arrival for arrival in play.tap.arrivals if isinstance(arrival, Failed))
-    assert (failed.site, failed.problem, failed.hint) == ("gaya", "no space left", "free some")
+    assert (failed.site, failed.problem, failed.hint) == ("gaya", *public_words("storage"))
     honest = Job(ranks={"arrah": None, "darbhanga": None})
     assert play.state.theta.tobytes() == synchronous_reference(honest).tobytes()
 

@@ -88,6 +88,30 @@ def test_run_leaves_every_file_and_improves_every_language(finished: Path) -> No
     assert (finished / "adapter" / "adapter_model.safetensors").exists()
 
 
+def test_adapter_that_is_no_better_than_the_base_is_not_a_success(
+    plan_file: Path, tmp_path: Path
+) -> None:
+    ruined = sets("rounds.total=1 rounds.outer.learning_rate=100 evaluation.every_rounds=1")
+    done = boli("train", plan_file, *ruined, "--runs", tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "Warning: it is no better than the base" in done.stdout
+    (adapter,) = tmp_path.glob("*/adapter")
+    assert "> **Warning: it is no better than the base" in (adapter / "README.md").read_text()
+    exported = json.loads((adapter.parent / "report.json").read_text())["exported"]
+    assert (exported["better_than_base"], exported["judges"], exported["sites"]) == (False, 2, 2)
+    again = boli("train", "--resume", "latest", "--runs", tmp_path)
+    assert again.returncode == 3
+    assert boli("report", "latest", "--runs", tmp_path).returncode == 0
+
+
+def test_adapter_says_which_version_it_is(finished: Path) -> None:
+    card = (finished / "adapter" / "README.md").read_text()
+    exported = json.loads((finished / "report.json").read_text())["exported"]
+    assert exported["better_than_base"]
+    assert f"Version {exported['made']} of 3 is exported" in card
+    assert "Warning" not in card
+
+
 def test_no_text_of_a_site_is_in_journal_or_report(finished: Path, plan_file: Path) -> None:
     lines = (plan_file.parent / "bho.txt").read_text(encoding="utf-8").split("\n")[:-1]
     escaped = [json.dumps(line)[1:-1] for line in lines]  # as JSON may write it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -26,7 +27,7 @@ from boli.engine.nats_server import Server, server_binary
 from boli.errors import TransportError
 from boli.plan import Plan
 from boli.rounds.update import Release
-from boli.site.kit import kit_of
+from boli.site.kit import Kit
 
 JOB = Job()
 
@@ -45,7 +46,8 @@ class Federation:
     def coordinator(self, plan: Plan) -> NatsTransport:
         """Return a coordinator that runs a plan."""
         transport = NatsTransport(
-            self.identities.access(self.address), kit_of("run", plan, "some/base")
+            self.identities.access(self.address),
+            Kit(run="run", plan=json.loads(plan.model_dump_json())),
         )
         state = JOB.first_state()
         try:

@@ -150,7 +150,10 @@ def test_plan_over_nats_ends_with_the_bits_of_the_local_engine(
 
 
 def test_server_reserves_just_what_the_coordinator_makes_room_for(
-    tiny_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_plan: Callable[..., Plan],
+    micro_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plan, state = tiny_plan(tmp_path), Job().first_state()
     views = dict.fromkeys(SITES, Job().views["gaya"])
@@ -160,7 +163,7 @@ def test_server_reserves_just_what_the_coordinator_makes_room_for(
     needed = sum(map(stream_bytes, entries.values()))
     place = Coordinator(tmp_path / "coordinator", Address("127.0.0.1", free_port()))
     monkeypatch.setattr("boli.engine.nats_server.free_bytes", lambda _: needed)
-    with place.transport("run", plan, "some/base", None, entries) as transport:
+    with place.transport("run", plan, str(micro_base), None, entries) as transport:
         transport.start(views, Release(0, state.layout, state.theta))
         deadline = time.monotonic() + 120
         assert isinstance(transport, NatsTransport)
@@ -173,6 +176,6 @@ def test_server_reserves_just_what_the_coordinator_makes_room_for(
     monkeypatch.setattr("boli.engine.nats_server.free_bytes", lambda _: needed - 1)
     with (
         pytest.raises(StorageError, match="needs"),
-        place.transport("run", plan, "some/base", None, entries),
+        place.transport("run", plan, str(micro_base), None, entries),
     ):
         pass

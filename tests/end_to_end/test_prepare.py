@@ -143,8 +143,41 @@ def test_consent_that_is_taken_back_counts_at_once(source: Path, tmp_path: Path)
     manifest.write_text(given.replace('"training"', ""))
     assert "would share          0" in shared()
     assert "no consent to training" in shared()
-    source.rename(tmp_path / "away")  # what was noted counts where the source is not at hand
+    manifest.write_text(given)
+    source.rename(tmp_path / "away")
+    assert "would share          0" in shared()
+    assert "it is gone, or has moved" in shared()
+    (tmp_path / "away").rename(source)
     assert "stayed behind        0" in shared()
+
+
+def test_consent_that_is_given_later_is_noted_before_it_counts(
+    source: Path, tmp_path: Path
+) -> None:
+    out, pool = tmp_path / "out", tmp_path / "pool"
+    command = [source, "--language", "bho", "--out", out, "--column", "2"]
+    done = boli(*command)
+    assert f"wrote {source}/source.toml: fill it in and give this command again" in done.stdout
+    (source / "source.toml").write_text(
+        'licence = "CC0-1.0"\n[consent]\npurposes = ["training"]\n[residency]\nlimit = "any"\n'
+    )
+
+    def given(*arguments: str | Path) -> str:
+        words = [sys.executable, "-m", "boli.cli.main", *map(str, arguments)]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+    given("pool", "create", pool, "--region", "IN-BR")
+    share = ["share", out, "--pool", pool, "--site", "arrah", "--dry-run"]
+    said = given(*share)
+    assert "would share          0" in said
+    assert f"boli prepare --out {out} --note" in said
+    (source / "new.txt").write_text("a file that came later")  # is no reason to begin anew
+    done = boli(*command)
+    assert done.returncode != 0
+    assert "--note" in done.stderr
+    assert "The sources allow sharing all" in given("prepare", "--out", out, "--note")
+    assert "stayed behind        0" in given(*share)
+    assert not any("new.txt" in str(row["source"]) for row in records(out))
 
 
 def long_source(made_up_lines: Lines, folder: Path) -> Path:

@@ -8,7 +8,6 @@ What counts is that both end with the same bits.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import signal
 import subprocess
@@ -24,6 +23,7 @@ import numpy as np
 import over_nats
 from over_nats import free_port
 from quadratic import Job, read_job, synchronous_reference, write_job
+from thin_line import Line
 
 from boli.engine.identities import Address, Identities, write_invitation
 from boli.engine.nats import NatsTransport
@@ -32,20 +32,6 @@ from boli.engine.nats_server import Server
 from boli.journal import Event, Journal, read_journal
 from boli.rounds.checkpoint import CheckpointStore
 from boli.site.kit import Kit
-
-TOOLS = Path(
-    os.environ.get("BOLI_TEST_TOOLS") or Path(__file__).resolve().parents[3] / "shared/tools"
-)
-
-
-def linkshape() -> Any:
-    """Return the tool that makes thin lines, or why there is none."""
-    if not (TOOLS / "linkshape.py").is_file():
-        return f"there is no linkshape.py in {TOOLS}; set BOLI_TEST_TOOLS"
-    if str(TOOLS) not in sys.path:
-        sys.path.append(str(TOOLS))
-    tool = importlib.import_module("linkshape")
-    return tool.why_not() or tool
 
 
 def coordinate(folder: Path, port: int) -> None:
@@ -83,10 +69,10 @@ class Edge:
 
     folder: Path
     job: Job
-    lines: Mapping[str, Mapping[str, Any]]  # of linkshape.Link, by site
+    lines: Mapping[str, Mapping[str, Any]]  # of thin_line.Line, by site
     width: int = 6
     hub: str = field(default_factory=lambda: f"eh{os.getpid() % 100000}")
-    links: dict[str, Any] = field(default_factory=dict)
+    links: dict[str, Line] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     off: set[str] = field(default_factory=set)  # not to be started again now
     _guard: threading.Thread | None = None
@@ -94,14 +80,13 @@ class Edge:
     _port: int = 0
 
     def __enter__(self) -> Edge:
-        tool = linkshape()
         self._port = free_port()
         write_job(self.job, self.folder)
         identities = Identities(self.folder / "coordinator")
         with contextlib.ExitStack() as stack:
             for number, (site, line) in enumerate(self.lines.items()):
                 name = f"e{os.getpid() % 100000}n{number}"
-                link = stack.enter_context(tool.Link(name, hub=self.hub, seed=number, **line))
+                link = stack.enter_context(Line(name, hub=self.hub, seed=number, **line))
                 self.links[site] = link
                 address = Address(link.hub_ip, self._port)
                 write_invitation(identities.invite(site, address), self.folder / f"{site}.boli")

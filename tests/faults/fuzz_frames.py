@@ -2,7 +2,8 @@
 
 What comes out is a vector of the stated length or a CodecError; anything else ends the
 run, and so does memory above twice what the stated entries need, a position and a value
-each, and the message itself. The checksum is made to fit again, as a hostile site would,
+each, and the message itself; and so do more symbols, or more calls, of the range decoder than
+the stated entries can need. The checksum is made to fit again, as a hostile site would,
 so that mutations get past it.
 
     python tests/faults/fuzz_frames.py [-runs=1000000] [libFuzzer's options]
@@ -21,8 +22,10 @@ from pathlib import Path
 
 import atheris
 import numpy as np
+from numpy.typing import NDArray
 
 with atheris.instrument_imports(include=["boli.codec"]):
+    from boli.codec import entropy
     from boli.codec.codec import CODECS, HEADER_BYTES, DenseCodec, decode_frame, encode_frame
     from boli.codec.facts import LONGEST, pack_facts, unpack_facts
     from boli.codec.public import PublicCodec
@@ -35,6 +38,9 @@ FACTS = 9  # kind of a seed; other kinds are codecs, or whole frames
 LENGTHS = (0, 1, 63, 64, 65, 300, 4097)
 ENTRY_BYTES = 12  # a position and a value
 FIXED_BYTES = 1 << 14  # of what does not grow with a message
+# An entry is a gap, a level, and where positions lie far apart a skip; the decoder looks ahead.
+SYMBOLS_AN_ENTRY, FIXED_SYMBOLS = 3, 2 * entropy.AHEAD
+FIXED_CALLS = 8  # and one for each block of symbols
 
 
 def agreed(length: int) -> PublicCodec:
@@ -65,6 +71,18 @@ def seeds() -> list[bytes]:
 
 
 SEEDS = seeds()
+CALLS: list[int] = []  # symbols of each
+
+
+def count_work() -> None:
+    """Note every call of the range decoder."""
+    take = entropy._Decoder.take
+
+    def counted(decoder: entropy._Decoder, count: int) -> NDArray[np.int32]:
+        CALLS.append(count)
+        return take(decoder, count)
+
+    entropy._Decoder.take = counted  # type: ignore[method-assign]
 
 
 def one(data: bytes) -> None:
@@ -72,6 +90,7 @@ def one(data: bytes) -> None:
     if len(data) < 2:
         return
     kind, length = data[0], LENGTHS[data[1] % len(LENGTHS)]
+    CALLS.clear()
     tracemalloc.reset_peak()
     before, _ = tracemalloc.get_traced_memory()
     read(kind, data[2:], length)
@@ -79,6 +98,10 @@ def one(data: bytes) -> None:
     stated = LONGEST if kind == FACTS else ENTRY_BYTES * length
     if most > 2 * (stated + len(data)) + FIXED_BYTES:
         raise MemoryError(f"{most} bytes to read {len(data)} that state {stated}")
+    if sum(CALLS) > SYMBOLS_AN_ENTRY * length + FIXED_SYMBOLS:
+        raise RuntimeError(f"{sum(CALLS)} symbols decoded for {length} entries")
+    if len(CALLS) > FIXED_CALLS + sum(CALLS) // entropy.AHEAD:
+        raise RuntimeError(f"{len(CALLS)} calls for {sum(CALLS)} symbols")
 
 
 def read(kind: int, body: bytes, length: int) -> None:
@@ -111,6 +134,7 @@ def main() -> None:
         for number, data in enumerate(SEEDS):
             (Path(folder) / f"{number:03}").write_bytes(data)
         np.seterr(all="ignore")
+        count_work()
         tracemalloc.start()
         for data in SEEDS:
             one(data)

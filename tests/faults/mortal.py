@@ -237,7 +237,7 @@ def serve(script_path: Path, folder: Path, site: str, descriptor: int, restarts:
             store = MortalGenerations(home, fate, hasty)
             script.job.node(site, link, store, restarts).run()
     except BoliError as error:
-        link.fail(error.problem, error.hint)
+        link.fail(error)
         raise
 
 

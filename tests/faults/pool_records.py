@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 
+from boli.corpus.consent import MANIFEST, Terms
+from boli.corpus.listing import SourceFile
 from boli.corpus.record import RECORDS, Record, content_hash, record_id, to_table
+from boli.corpus.survey import Survey
+from boli.pool import egress
+from boli.pool.egress import Sent
+from boli.pool.egress_log import EgressLog
+from boli.pool.table import Pool
+
+OPEN = """licence = "{licence}"
+consent = {{ purposes = ["training", "evaluation", "publication"] }}
+residency = {{ limit = "any", region = "{region}" }}
+contact = {{ address = "archive@example.org" }}
+"""
 
 
 def record(number: int, site: str = "arrah", **values: Any) -> Record:
@@ -38,10 +54,40 @@ def record(number: int, site: str = "arrah", **values: Any) -> Record:
 
 
 def prepared(folder: Path, records: Sequence[Record]) -> Path:
-    """Write a folder as boli prepare does."""
+    """Write a folder as boli prepare does, with sources beside it that allow all that they can."""
     (folder / RECORDS).mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(to_table(records, Record), folder / RECORDS / "00000.parquet")
+    root = (folder.parent / f"{folder.name}-sources").resolve()
+    files: dict[str, SourceFile] = {}
+    governed: dict[str, str] = {}
+    for one in records:
+        name = one.source.rpartition("#")[0] or one.source
+        place = root / hashlib.sha256(repr((one.licence, one.region)).encode()).hexdigest()[:16]
+        if str(place) not in governed:
+            place.mkdir(parents=True, exist_ok=True)
+            said = OPEN.format(licence=one.licence, region=one.region)
+            (place / MANIFEST).write_bytes(said.encode("utf-8", "replace"))
+            governed[str(place)] = str(place)
+        path = place / f"{len(files)}.txt"
+        path.touch()
+        files.setdefault(name, SourceFile(path, name, root))
+    given = str(root), {str(root): governed}
+    Survey("", {}, {}, given[:1], tuple(files.values()), (), given[1]).save(folder)
     return folder
+
+
+def as_noted(records: Sequence[Record]) -> list[Terms]:
+    """Return what sources allow now, where nothing changed since the records were prepared."""
+    return [
+        Terms(**{each.name: getattr(one, each.name) for each in fields(Terms)}) for one in records
+    ]
+
+
+def send(
+    pool: Pool, site: str, records: Sequence[Record], log: EgressLog, today: date | None = None
+) -> Sent:
+    """Send records whose sources allow what was noted."""
+    return egress.send(pool, site, records, log, as_noted, today)
 
 
 def contents(root: Path) -> Iterator[tuple[Path, bytes]]:

@@ -1,7 +1,6 @@
 """Surviving the edge: delay, loss, cuts, kills, clocks, full disks; the same bits come out.
 
-Sites are in network namespaces of their own, behind lines that `linkshape.py` makes;
-the tool is in $BOLI_TEST_TOOLS or in ../shared/tools beside the repository. Each run
+Sites are in network namespaces of their own, behind lines that `thin_line.py` makes. Each run
 is synchronous, so that an update that is lost or counted twice shows in the bits.
 """
 
@@ -13,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edge import Edge, linkshape
+import thin_line
+from edge import Edge
 from quadratic import Job
 
 from boli.journal import SiteLeft, UpdateAccepted
 
-REASON = linkshape() if isinstance(linkshape(), str) else None
-pytestmark = [pytest.mark.root, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(bool(thin_line.why_not()), reason=str(thin_line.why_not())),
+]
 
 JOB = Job(rounds={"total": 3})
 GOOD: dict[str, Any] = {"up_bps": 5e6, "down_bps": 20e6, "delay_s": 0.04}

@@ -81,8 +81,9 @@ class Trial:
         check_acknowledged(facts)
         job, state = self.script.job, self.state
         total = job.plan.rounds.total
-        # Each round's orders, and the one that judges the end.
-        assert len(accepted_orders(job, history)) == len(job.ranks) * (total + 1)
+        # Each round's orders, and those that judge the end and what was restored then.
+        judged = 1 + len(state.selection.restored)
+        assert len(accepted_orders(job, history)) == len(job.ranks) * (total + judged)
         tap = updates_of(facts)
         stores = {site: Generations(self.folder / "sites" / site) for site in job.ranks}
         assert unaccounted(job, history, tap, stores) < 1e-4

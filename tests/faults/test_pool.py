@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pool_records import files_with, prepared, record
+from pool_records import files_with, prepared, record, send
 
 from boli.corpus.record import content_hash
 from boli.pool.card import CARD, CROISSANT
-from boli.pool.egress import TEXT_ERASED, send
+from boli.pool.egress import TEXT_ERASED
 from boli.pool.egress_log import EgressLog, first_break
 from boli.pool.erase import erase
 from boli.pool.ledger import marks

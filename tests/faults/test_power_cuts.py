@@ -1,15 +1,11 @@
 """Power cuts under a whole run: no torn state is ever loaded, nothing that was told is lost.
 
-The run's folder lies on a disk that forgets what was not flushed. Cuts build on each
-other: each one resumes what the cut before it left. The tool is `powercut.py`, in
-$BOLI_TEST_TOOLS or in ../shared/tools beside the repository. It ends the coordinator;
-the nodes, sessions of their own, end by themselves once they hear nothing of it.
+The run's folder lies on a disk that forgets what was not flushed (`power_cut.py`). Cuts build
+on each other: each one resumes what the cut before it left.
 """
 
 from __future__ import annotations
 
-import gc
-import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -18,54 +14,45 @@ from pathlib import Path
 from typing import Any
 
 import mortal
+import power_cut
 import pytest
 import whole
 from fate import JOBS, Flaw, Script
 
-Cut = Callable[..., Iterator[Any]]
-TOOLS = Path(
-    os.environ.get("BOLI_TEST_TOOLS") or Path(__file__).resolve().parents[3] / "shared/tools"
-)
-# The tool leaves pipes to the garbage collector.
-pytestmark = [pytest.mark.root, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+Cut = Callable[..., Iterator[power_cut.Cut]]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(bool(power_cut.why_not()), reason=str(power_cut.why_not())),
+]
 
 
 @pytest.fixture
-def cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cut]:
+def cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cut:
     """Return a function that cuts the power of a run and yields what each check said."""
-    if not (TOOLS / "powercut.py").is_file():
-        pytest.skip(f"there is no powercut.py in {TOOLS}; set BOLI_TEST_TOOLS")
-    monkeypatch.syspath_prepend(TOOLS)
-    powercut = importlib.import_module("powercut")
-    reason = powercut.why_not_disk()
-    if reason:
-        pytest.skip(reason)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
 
-    def cut_(name: str, flaw: Flaw = "", **settings: Any) -> Iterator[Any]:
+    def cut_(name: str, flaw: Flaw = "", **settings: Any) -> Iterator[power_cut.Cut]:
         endless = replace(JOBS[name], rounds={"total": 1_000_000})
         script = tmp_path / "script.json"
         Script(endless, flaw=flaw).write(script)
         program = [sys.executable, mortal.__file__, str(script), "{dir}"]
-        check = [sys.executable, whole.__file__, "{dir}"]
-        yield from powercut.disk_rounds(program, check, size_mb=32, **settings)
+        yield from power_cut.cuts(program, [sys.executable, whole.__file__, "{dir}"], **settings)
 
-    yield cut_
-    gc.collect()
+    return cut_
 
 
 AT_WORK = {"between": (0.0, 0.5), "after_ack": True}  # from the first new version on: it goes on
 AT_ANY_TIME = {"between": (0.0, 3.0)}  # also while it starts
 
 
-def check_cuts(rounds: Iterator[Any], num: int) -> None:
+def check_cuts(rounds: Iterator[power_cut.Cut], num: int) -> None:
     said = list(rounds)
     assert len(said) == num
     assert all(done.ok for done in said), "\n".join(map(str, said))
 
 
 def test_power_cuts_leave_whole_state(cut: Cut) -> None:
-    check_cuts(cut("sparse", rounds=4, seed=1, **AT_WORK), 4)
+    check_cuts(cut("sparse", number=4, seed=1, **AT_WORK), 4)
 
 
 @pytest.mark.slow
@@ -76,14 +63,14 @@ def test_power_cuts_leave_whole_state(cut: Cut) -> None:
 def test_200_power_cuts_leave_whole_state(
     name: str, seed: int, when: dict[str, Any], cut: Cut
 ) -> None:
-    check_cuts(cut(name, rounds=25, seed=seed, **when), 25)
+    check_cuts(cut(name, number=25, seed=seed, **when), 25)
 
 
 # Controls: the same cuts under writers that leave an fsync out
 
 
 def test_control_files_without_fsync_are_caught(cut: Cut) -> None:
-    said = cut("sparse", "no fsync of files", rounds=5, seed=1, **AT_WORK)
+    said = cut("sparse", "no fsync of files", number=5, seed=1, **AT_WORK)
     assert not all(done.ok for done in said)
 
 
@@ -91,5 +78,5 @@ def test_control_files_without_fsync_are_caught(cut: Cut) -> None:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("flaw", ["no fsync of folders", "no fsync of the journal"])
 def test_control_what_else_goes_without_fsync_is_caught(flaw: Flaw, cut: Cut) -> None:
-    said = cut("sparse", flaw, rounds=100, seed=1, **AT_WORK)
+    said = cut("sparse", flaw, number=100, seed=1, **AT_WORK)
     assert not all(done.ok for done in said)

@@ -25,10 +25,14 @@ KINDS = sorted(Event.registry.values(), key=lambda kind: kind.name)
 SAMPLES: dict[Any, Any] = {
     str: "गया",
     int: 2**53,
+    bool: True,
     float: 0.1,
     list[str]: ["000000001.safetensors"],
     dict[str, str]: {"gaya": "mag"},
     dict[str, dict[str, int]]: {"mag": {"train": 3}},
+    dict[str, float]: {"gaya": 0.1},
+    float | None: None,
+    dict[str, dict[str, float | int | None]]: {"gaya": {"norm": 0.1, "cosine": None}},
 }
 
 
@@ -75,7 +79,7 @@ def test_name_of_an_event_is_its_class_in_snake_case() -> None:
 
 def test_line_holds_schema_number_time_and_the_hash_before(three: Path) -> None:
     lines = [json.loads(line) for line in three.read_text().splitlines()]
-    assert [line["v"] for line in lines] == [1, 1, 1]
+    assert [line["v"] for line in lines] == [2, 2, 2]
     assert [line["seq"] for line in lines] == [0, 1, 2]
     assert [line["prev"] for line in lines] == [GENESIS, lines[0]["hash"], lines[1]["hash"]]
     assert [line["event"] for line in lines] == ["run_interrupted"] * 3

@@ -346,7 +346,10 @@ def _accepts(
             "nobody has accepted this plan yet, and there is no terminal to ask on",
             "start boli join once on a terminal, or with --accept for what runs by itself",
         )
-    return typer.confirm(" Take part?", default=False)
+    try:
+        return typer.confirm(" Take part?", default=False)
+    except typer.Abort:  # Ctrl-C
+        return False
 
 
 def _say(line: str) -> None:

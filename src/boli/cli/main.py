@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from boli.run import Engine
 
 INTERRUPTED = 130
+NO_BETTER = 3  # the run is finished, and its adapter is not shown to be better than the base
 
 # Our help is plain text. Where rich is installed, typer escapes its brackets for rich all the same.
 typer.core.HAS_RICH = False
@@ -74,6 +75,9 @@ def train(
     """Train an adapter as a plan says, over all its sites. Ctrl-C stops it; --resume goes on.
 
     What comes out is in runs/ID: report.html, report.json, journal.jsonl, adapter/.
+
+    The adapter is the version that the sites' tuning text finds best. Exit code 3: it is no
+    better than the base, or too few sites judged it; the adapter is written all the same.
     """
     if plan is None and resume is None:
         raise RunError("no plan was given", "boli train PLAN.toml, or boli train --resume RUN")
@@ -89,7 +93,12 @@ def _train(plan: boli.Plan | None, resume: str | None, runs: Path) -> None:
 
 
 def finish_or_tell(run: boli.Run, command: str) -> None:
-    """Print what came out, or the command that goes on."""
+    """Print what came out, or the command that goes on.
+
+    Raises:
+        Exit: the run was stopped, or its adapter is no better than the base: a script that
+            uses the adapter next must not take that for a success.
+    """
     from boli.cli.tables import show_result
 
     if not run.finished:
@@ -98,6 +107,9 @@ def finish_or_tell(run: boli.Run, command: str) -> None:
         print(f"\nstopped; {kept}. Go on with: {command}")
         raise typer.Exit(INTERRUPTED)
     show_result(run)
+    exported = run.report()["exported"]
+    if exported is not None and not exported["better_than_base"]:
+        raise typer.Exit(NO_BETTER)
 
 
 def watched_run(
@@ -186,6 +198,39 @@ def report(
     found = boli.open_run(run, runs)
     found.write_report()
     show_result(found)
+
+
+@app.command(
+    epilog="Example: boli verify latest",
+    short_help="Check that a run's journal is the one that was written.",
+)
+def verify(
+    run: Annotated[str, typer.Argument(help="A run's id, its folder, or latest.")],
+    runs: RunsFolder = Path("runs"),
+    key: Annotated[
+        str,
+        typer.Option(
+            metavar="FINGERPRINT",
+            help="The key that must have signed. Default: this machine's, if it has one.",
+        ),
+    ] = "",
+    adopt: Annotated[
+        bool,
+        typer.Option(
+            "--adopt",
+            help="Sign it with this machine's key, where the signature is all that is wrong.",
+        ),
+    ] = False,
+) -> None:
+    """Check a run's journal against its signed head and against the newest checkpoint.
+
+    The signature shows that nobody without the key has changed what it covers; whoever has the
+    key can write another journal. What this prints last can be kept elsewhere, to compare later.
+    """
+    from boli.cli.tables import show_verification
+
+    found = boli.open_run(run, runs)
+    show_verification(found.adopt() if adopt else found.verify(key or None))
 
 
 @app.command("runs", epilog="Example: boli runs", short_help="List the runs that there are.")

@@ -43,10 +43,14 @@ def share(
 ) -> None:
     """Put records into a pool whose consent, licence, residency and quality allow it.
 
+    Both count: what was noted when they were prepared, and what source.toml says now. Give it on
+    the machine that has the sources: where these are gone or have moved, nothing goes.
+
     What stays behind is listed with its reason in DIR/share-….jsonl. What left is in an egress
     log in BOLI_HOME; boli pool log shows it. The command can be given again at any time: nothing
     is there twice.
     """
+    from boli.pool.egress import NOTED_BEFORE
     from boli.pool.egress_log import EgressLog, log_folder
     from boli.pool.share import share
     from boli.pool.table import open_pool
@@ -58,6 +62,8 @@ def share(
     print(f"{'stayed behind':<14}{told.stayed.total():>8}")
     for reason, number in told.stayed.most_common():
         print(f"{'':<14}{number:>8}  {reason}")
+    if any(reason.endswith(NOTED_BEFORE) for reason in told.stayed):
+        print(f"to note what source.toml allows now: boli prepare --out {folder} --note")
     if told.withdrawn:
         print(f"{told.withdrawn} of these are in the pool from before; take them out with")
         print(f"  boli pool erase {pool} --site {site} --record ID")

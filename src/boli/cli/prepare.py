@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 HINTS = {
+    "link": "name the folder that it leads to as a source of its own",
     "recording": "name a recognizer with --speech; boli speech train makes one",
     "unknown kind of file": "save documents of other programs as txt or html first",
     "no text": "--column names the column that holds the text",
@@ -87,6 +88,10 @@ def prepare(
     again: Annotated[bool, typer.Option("--again", help="Begin anew, without what is there.")] = (
         False
     ),
+    note: Annotated[
+        bool,
+        typer.Option("--note", help="Only read source.toml of DIR's sources anew; clean nothing."),
+    ] = False,
     explain: Annotated[
         str, typer.Option(metavar="ID", help="Tell the story of one record of DIR.")
     ] = "",
@@ -95,12 +100,16 @@ def prepare(
 
     Records come out in DIR/records, dropped ones with their reasons in DIR/dropped, figures in
     DIR/report.html. Ctrl-C stops it; the same command goes on. What may leave later is said in
-    source.toml of each source; a template is written where there is none.
+    source.toml of each source folder; a template is written where there is none. Once it is filled
+    in, the same command, or --out DIR --note, notes what it says; nothing is cleaned again.
     """
     if out is None:
         raise CorpusError("no folder was named", "boli prepare SOURCE… --language CODE --out DIR")
     if explain:
         _explain(out, explain)
+        return
+    if note:
+        _note(out)
         return
     if not sources:
         raise CorpusError("no source was named", "boli prepare SOURCE… --language CODE --out DIR")
@@ -158,7 +167,16 @@ def _share_out(
 
 def _tell_templates(templates: list[Path]) -> None:
     for path in templates:
-        print(f"wrote {path}: fill it in to allow sharing; until then nothing may leave")
+        print(
+            f"wrote {path}: fill it in and give this command again to allow sharing; "
+            "until then nothing may leave"
+        )
+
+
+def _note(out: Path) -> None:
+    from boli.corpus.pipeline import note
+
+    _show(out, note(out))
 
 
 def _run(request: Request, again: bool) -> None:

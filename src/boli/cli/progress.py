@@ -12,8 +12,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from boli.evaluation.units import size
+from boli.evaluation.units import signed, size
 from boli.journal import (
     AttemptsRefused,
     Evaluated,
@@ -25,8 +26,11 @@ from boli.journal import (
     SiteBenched,
     SiteJoined,
     SiteLeft,
+    SitesCompared,
     UpdateAccepted,
     UpdateRejected,
+    VersionJudged,
+    VersionRestored,
 )
 
 if TYPE_CHECKING:
@@ -58,13 +62,24 @@ class Watch:
         self._said = ""
 
     def __rich__(self) -> Group:
-        return Group(self.table(), self.bar) if self.sites else Group(self.bar)
+        suspects = [Text(line, style="red") for line in self.suspects()]
+        return Group(self.table(), *suspects, self.bar) if self.sites else Group(self.bar)
 
     def table(self) -> Table:
         """Return the sites as they stand."""
         table = Table(box=None, padding=SIDE, expand=True)
         table.add_column("site")
-        for name in ("doing", "step", "tokens/s", "loss", "version", "stale", "up", "down"):
+        for name in (
+            "doing",
+            "step",
+            "tokens/s",
+            "loss",
+            "judged",
+            "version",
+            "stale",
+            "up",
+            "down",
+        ):
             table.add_column(name, justify="left" if name == "doing" else "right")
         for name, site in self.sites.items():
             table.add_row(
@@ -73,12 +88,24 @@ class Watch:
                 site["step"],
                 f"{site['rate']:,.0f}" if site["rate"] else "–",
                 f"{site['loss']:.3f}" if site["loss"] else "–",
+                site["judged"],
                 str(site["version"]),
                 str(site["stale"]),
                 size(site["up"]),
                 size(site["down"]),
             )
         return table
+
+    def suspects(self) -> Iterator[str]:
+        """Yield a line for each site whose updates were held to the bound, or that is suspended."""
+        for name, site in self.sites.items():
+            said = []
+            if site["suspended"]:
+                said.append(f"suspended: {site['suspended']}")
+            if site["offences"]:
+                said.append(_compared(site["compared"]))
+            if said:
+                yield f"{name}: {'; '.join(said)}"
 
     def begin(self, plan: Plan) -> None:
         """Take the sites and the number of rounds from the plan."""
@@ -90,10 +117,14 @@ class Watch:
                 "step": "",
                 "rate": 0.0,
                 "loss": 0.0,
+                "judged": "–",
                 "version": 0,
                 "stale": 0,
                 "up": 0,
                 "down": 0,
+                "offences": 0,
+                "compared": {},
+                "suspended": "",
             }
 
     def should_stop(self) -> bool:
@@ -111,7 +142,7 @@ class Watch:
                 for name in corrupt:
                     self.console.print(f"checkpoint {name} is corrupt; went back to the one before")
             case SiteJoined(site=name):
-                self._change(name, doing="ready")
+                self._change(name, doing="ready", suspended="")
             case SiteLeft(site=name, reason=reason):
                 self._change(name, doing="gone")
                 self.console.print(
@@ -133,8 +164,19 @@ class Watch:
                     times = "once" if count == 1 else f"{count} times"
                     self.console.print(f"refused {times}: {kind}{whose} ({detail})")
             case SiteBenched(site=name, reason=reason):
-                self._change(name, doing="benched")
-                self.console.print(f"site {name} gets no more orders: {reason}")
+                self._change(name, doing="suspended", suspended=reason)
+                self.console.print(f"site {name} is suspended, and gets no more orders: {reason}")
+            case SitesCompared(sites=compared):
+                for name, found in compared.items():
+                    self._compare(name, found)
+            case VersionJudged(sites=ratios):
+                for name, ratio in ratios.items():
+                    self._change(name, judged=f"{signed((ratio - 1) * 100, 1)} %")
+            case VersionRestored(version=version, restored=restored):
+                self.console.print(
+                    f"version {restored} comes back as version {version}: "
+                    "a majority of the sites judges the last one worse"
+                )
             case RoundStepped(version=version):
                 self._round(version)
             case Evaluated(site=name, part="test", version=version) if name and version:
@@ -169,6 +211,17 @@ class Watch:
             self._said = what.name
             self.console.print(what.name)
 
+    def _compare(self, name: str, found: dict[str, Any]) -> None:
+        """Note how a site's update stands; say its first offence, and every doubling of them."""
+        site, offences = self.sites.get(name), found.get("offences") or 0
+        if site is None:
+            return
+        doubled = offences >= 2 * site["offences"] if site["offences"] else offences > 0
+        if doubled:
+            site["offences"] = offences
+            self.console.print(f"site {name} is suspect: {_compared(found)}")
+        site["compared"] = found
+
     def _round(self, version: int) -> None:
         self._count_rounds()
         self.version = version
@@ -192,6 +245,17 @@ class Watch:
             site.update(values)
             site["up"] += add_up
             site["down"] += add_down
+
+
+def _compared(found: dict[str, Any]) -> str:
+    """Return how a site's update stands beside the others', in words."""
+    offences = found.get("offences") or 0
+    said = f"{offences} offence{'s' if offences != 1 else ''}"
+    if found.get("norm") is not None and found.get("bound"):
+        said += f", norm {found['norm']:.3g} with a bound of {found['bound']:.3g}"
+    if found.get("cosine") is not None:
+        said += f", direction {signed(found['cosine'])}"
+    return said
 
 
 @contextlib.contextmanager

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from boli.evaluation.units import bits, duration, size
+from boli.errors import CorruptFileError
+from boli.evaluation.card import WARNING, exported_sentences
+from boli.evaluation.units import bits, duration, percent, signed, size
 
 if TYPE_CHECKING:
     from boli.engine.identities import Guest
     from boli.evaluation.forecast import Forecast
     from boli.evaluation.scores import Score
     from boli.plan import Plan
+    from boli.rounds.integrity import Verification
     from boli.run import Run
 
 
@@ -29,10 +32,37 @@ def show_result(run: Run) -> None:
     console.print(_languages(figures))
     console.print("\nsites", style="italic")
     console.print(_sites(figures))
+    console.print("\nsites beside each other", style="italic")
+    console.print(_comparison(figures))
     console.print(f"\n{_verdict(figures)}")
+    for sentence in exported_sentences(figures["exported"]) if figures["exported"] else ():
+        console.print(sentence, style="bold red" if sentence.startswith(WARNING) else None)
     console.print(f"\nreport   {run.folder / 'report.html'}", soft_wrap=True)
     if run.finished:
         console.print(f"adapter  {run.adapter}", soft_wrap=True)
+
+
+def show_verification(told: Verification) -> None:
+    """Print what holds of a run's journal.
+
+    Raises:
+        CorruptFileError: something does not.
+    """
+    whose = "this machine's" if told.is_own_key else "not this machine's; is it the coordinator's?"
+    print(f"journal  {told.num_lines} lines; the last has hash {told.last}")
+    if told.key:
+        print(
+            f"signed   {told.sealed} lines, at version {told.version}, by key {told.key} ({whose})"
+        )
+    if told.unsealed:
+        print(f"         {told.unsealed} lines after them are not signed")
+    told.check()
+    if not told.key:
+        raise CorruptFileError(
+            "the journal was never signed: an older version of boli wrote it",
+            "resuming the run signs it; or boli verify RUN --adopt, if you know that it is whole",
+        )
+    print("whole    chain, head, checkpoint and run fit together")
 
 
 def _languages(figures: dict[str, Any]) -> Table:
@@ -77,6 +107,27 @@ def _sites(figures: dict[str, Any]) -> Table:
             size(site["bytes_down"]),
             duration(working),
             f"{site['idle_percent'] or 0:.0f} %",
+        )
+    return table
+
+
+def _comparison(figures: dict[str, Any]) -> Table:
+    table = Table(box=None)
+    table.add_column("site")
+    for name in ("norm of bound", "direction", "judgement", "offences"):
+        table.add_column(name, justify="right")
+    table.add_column("suspended")
+    for name, site in figures["sites"].items():
+        found = site["comparison"]
+        norm, judged = found["norm_of_bound"]["max"], found["judged_percent"]
+        table.add_row(
+            name,
+            percent(None if norm is None else 100 * norm),
+            signed(found["cosine"]["mean"]),
+            "–" if judged is None else f"{signed(judged, 1)} %",
+            str(found["offences"]),
+            site["benched"] or "no",
+            style="red" if site["benched"] or found["offences"] else None,
         )
     return table
 
@@ -156,6 +207,12 @@ def show_scores(scores: Sequence[Score]) -> None:
             *_judged(score.base, score.adapted),
         )
     console.print(table)
+    for score in scores:
+        if score.lost_share:
+            console.print(
+                f"note      {score.lost_share:.1%} of the bytes of {score.path} are not in this "
+                "tokenizer's alphabet: counted at 8 bits each"
+            )
 
 
 def show_sites(guests: Mapping[str, Guest], runs: Sequence[Run]) -> None:

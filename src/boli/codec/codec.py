@@ -55,8 +55,16 @@ class Codec(Protocol):
         """Return what a payload says of a (length,) vector; refuse any other size."""
         ...
 
+    def check(self, payload: bytes, length: int) -> None:
+        """Refuse, before it is decoded, what this codec would not have made of such a vector.
+
+        Raises:
+            CodecError: it states other settings, or more entries than this codec sends.
+        """
+        ...
+
     def payload_bytes(self, length: int) -> int:
-        """Return the most bytes that a payload of so many entries can take."""
+        """Return the most bytes that this codec makes of a vector of so many entries."""
         ...
 
     def expected_bytes(self, length: int, version: int) -> int:
@@ -85,9 +93,12 @@ class DenseCodec:
         return vector.astype(self._numpy).tobytes()
 
     def entries(self, payload: bytes, length: int) -> Entries:
+        self.check(payload, length)
+        return Entries(length, np.frombuffer(payload, self._numpy).astype(np.float32))
+
+    def check(self, payload: bytes, length: int) -> None:
         if len(payload) != self.payload_bytes(length):
             raise CodecError(f"{len(payload)} payload bytes do not hold {length} entries")
-        return Entries(length, np.frombuffer(payload, self._numpy).astype(np.float32))
 
     def payload_bytes(self, length: int) -> int:
         return length * (4 if self.dtype == "fp32" else 2)
@@ -96,13 +107,14 @@ class DenseCodec:
         return self.payload_bytes(length)
 
 
-CODECS: dict[int, Codec] = {
+EXACT = SparseCodec(density=1.0, value_bits=32)  # of a vector that is mostly zeros
+CODECS: dict[int, Codec] = {  # each reads all that its kind can make
     1: DenseCodec("fp32"),
     2: DenseCodec("fp16"),
-    3: SparseCodec(),
+    3: EXACT,
     4: PublicCodec(),
 }
-EXACT = SparseCodec(density=1.0, value_bits=32)  # of a vector that is mostly zeros
+TABLE_BYTES = 4096  # that other settings of the same kind may need for scales and levels
 
 
 def codec_for(plan: OneWayPlan) -> Codec:
@@ -136,11 +148,14 @@ def decay_for(plan: OneWayPlan, versions: int) -> Decay:
     return Decay(plan.residual_decay, plan.residual_decay if last is None else last, versions)
 
 
-def at_density(codec: Codec, density: float) -> Codec:
-    """Return the codec that sends this share of the entries, if it leaves any out; 0: as it is."""
-    if density and isinstance(codec, SparseCodec):
-        return replace(codec, density=density, warmup=())
-    return codec
+def at_density(codec: Codec, density: float, version: int | None = None) -> Codec:
+    """Return the codec that sends this share of the entries, if it leaves any out; 0: as it is.
+
+    With a version it is the codec of that version alone, however many entries earlier ones send.
+    """
+    if not isinstance(codec, SparseCodec) or (not density and version is None):
+        return codec
+    return replace(codec, density=density or codec.density_at(version or 0), warmup=())
 
 
 @dataclass(frozen=True)
@@ -167,7 +182,9 @@ def encode_frame(
         CodecError: an entry is NaN or infinite.
     """
     if not np.isfinite(vector).all():
-        raise CodecError("an entry is NaN or infinite", "lower the learning rate of local steps")
+        raise CodecError(
+            "an entry is NaN or infinite", "lower the learning rate of local steps", "site.diverged"
+        )
     payload = codec.encode(vector, base_version)
     header = _HEADER.pack(
         MAGIC,
@@ -186,12 +203,13 @@ def encode_frame(
 def decode_frame(data: bytes, layout: str, length: int, agreed: Codec | None = None) -> Frame:
     """Read a frame whose layout and number of entries are known beforehand.
 
-    Every length is checked against `length` before anything is allocated. A frame of
-    `agreed`'s number is read as it says: with the support that a cohort agreed on.
+    Every length is checked against `length` before anything is allocated. With `agreed`, what
+    that codec would not have made is refused before it is decoded: no frame takes much more
+    work than an honest one.
 
     Raises:
-        CodecError: the frame is torn, altered, of another layout or length, or
-            holds NaN or infinity.
+        CodecError: the frame is torn, altered, of another layout, length or codec than was
+            agreed on, or holds NaN or infinity.
     """
     if len(data) < HEADER_BYTES:
         raise CodecError(f"{len(data)} bytes are too few for a frame")
@@ -202,10 +220,14 @@ def decode_frame(data: bytes, layout: str, length: int, agreed: Codec | None = N
         raise CodecError(f"not a frame of format {FORMAT}: {data[:8].hex()}")
     if digest.hex() != layout:
         raise CodecError(f"the frame has layout {digest.hex()[:8]}, not {layout[:8]}")
-    codec = agreed if agreed is not None and agreed.number == number else CODECS[number]
-    if entries != length or size > codec.payload_bytes(length) or len(data) != HEADER_BYTES + size:
+    codec = CODECS[number] if agreed is None else agreed
+    if number != codec.number:
+        raise CodecError(f"the frame is of codec {number}; {codec.number} was agreed on")
+    most = codec.payload_bytes(length) + (TABLE_BYTES if agreed is None else 0)
+    if entries != length or size > most or len(data) != HEADER_BYTES + size:
         raise CodecError(
-            f"{entries} entries in {len(data) - HEADER_BYTES} bytes; expected {length} entries"
+            f"{entries} entries in {len(data) - HEADER_BYTES} bytes; expected {length} entries "
+            f"in at most {most} bytes"
         )
     payload = data[HEADER_BYTES:]
     if (
@@ -213,6 +235,8 @@ def decode_frame(data: bytes, layout: str, length: int, agreed: Codec | None = N
         != _CHECKSUM.unpack_from(data, _HEADER.size)[0]
     ):
         raise CodecError("the frame does not match its checksum")
+    if agreed is not None:
+        agreed.check(payload, length)
     found = codec.entries(payload, length)
     if not np.isfinite(found.values).all():
         raise CodecError("an entry is NaN or infinite")

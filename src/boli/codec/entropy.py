@@ -19,6 +19,7 @@ Words = NDArray[np.uint32]
 SPAN = 6  # gaps up to so many times the mean gap have a symbol of their own
 LARGEST_ALPHABET = 1 << 16
 AT_ONCE = 1 << 14  # symbols: what is between them and positions stays small
+AHEAD = 1 << 12  # symbols that are decoded at least, also where fewer positions are missing
 
 
 def encode_positions(positions: NDArray[np.int64], length: int) -> Words:
@@ -35,7 +36,7 @@ def encode_positions(positions: NDArray[np.int64], length: int) -> Words:
 
 
 def decode_positions(words: Words, count: int, length: int) -> NDArray[np.int64]:
-    """Return the (count,) positions; memory is bounded by count and length alone.
+    """Return the (count,) positions; memory and work are bounded by count and length alone.
 
     Raises:
         CodecError: the words hold no such positions.
@@ -49,7 +50,7 @@ def decode_positions(words: Words, count: int, length: int) -> NDArray[np.int64]
     num_found, position = 0, -1
     skips_left = length // step
     while num_found < count:
-        symbols = decoder.take(min(count - num_found, AT_ONCE))
+        symbols = decoder.take_gaps(min(count - num_found, AT_ONCE), step)
         is_gap = symbols < step
         symbols[is_gap] += 1
         ahead = np.cumsum(symbols, dtype=np.int64)
@@ -98,6 +99,7 @@ class _Decoder:
     def __init__(self, words: Words, probabilities: NDArray[np.float64]) -> None:
         self._decoder = constriction.stream.queue.RangeDecoder(words.astype(np.uint32))
         self._model = _model(probabilities)
+        self._ahead = AHEAD  # symbols that may be left
 
     def take(self, count: int) -> NDArray[np.int32]:
         try:
@@ -105,6 +107,27 @@ class _Decoder:
         except (AssertionError, ValueError) as error:  # constriction: invalid compressed data
             raise CodecError("the coded positions or values are damaged") from error
         return symbols
+
+    def take_gaps(self, count: int, step: int) -> NDArray[np.int32]:
+        """Return symbols with at most `count` gaps among them, which are those below `step`.
+
+        Where few gaps are missing there may be very many skips before the last of them, and one
+        call for each would take seconds. So the decoder looks ahead, and what follows the last
+        gap is left out. Past the end of the words it finds symbols that were never coded, or none:
+        then half as many are left.
+        """
+        while count < self._ahead:
+            before = self._decoder.clone()
+            try:
+                symbols = self.take(self._ahead)
+                break
+            except CodecError:
+                self._decoder = before
+                self._ahead //= 2
+        else:
+            return self.take(count)
+        ends = np.flatnonzero(symbols < step)
+        return symbols[: ends[count - 1] + 1] if ends.size >= count else symbols
 
 
 def _model(probabilities: NDArray[np.float64]) -> Any:

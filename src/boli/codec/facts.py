@@ -59,7 +59,7 @@ def unpack_facts(data: bytes, longest: int = LONGEST) -> dict[str, Any]:
         if b"\\u" in text:  # half of a surrogate pair can be read, but never be written again
             json.dumps(facts, ensure_ascii=False).encode()
     except (zlib.error, ValueError, RecursionError) as error:
-        raise CodecError(f"damaged facts: {error}") from error
+        raise CodecError("damaged facts") from error
     if not isinstance(facts, dict):
         raise CodecError(f"facts are a JSON {type(facts).__name__}")
     return facts

@@ -95,20 +95,23 @@ class PublicCodec:
         Raises:
             CodecError: it is damaged, or of another support than was agreed on.
         """
-        count, fields = self._agreed().size, self._fields()
-        if payload[: len(fields)] != fields:
-            raise CodecError("the payload is of another support or grid than was agreed on")
-        packed = payload[len(fields) :]
-        if len(packed) != -(-count * self.value_bits // 8):
-            raise CodecError(f"{len(packed)} bytes do not hold {count} levels")
-        levels = _unpack(packed, self.value_bits)
+        self.check(payload, length=0)
+        count = self._agreed().size
+        levels = _unpack(payload[_FIELDS.size :], self.value_bits)
         if levels[count:].any() or (levels[:count] < -self.most).any():
             raise CodecError("a level lies outside the grid")
         found: Levels = levels[:count]
         return found
 
+    def check(self, payload: bytes, length: int) -> None:  # noqa: ARG002
+        size, count, fields = _FIELDS.size, self._agreed().size, self._fields()
+        if payload[:size] != fields:
+            raise CodecError("the payload is of another support or grid than was agreed on")
+        if len(payload) - size != -(-count * self.value_bits // 8):
+            raise CodecError(f"{len(payload) - size} bytes do not hold {count} levels")
+
     def payload_bytes(self, length: int) -> int:
-        return _FIELDS.size + length
+        return _FIELDS.size + -(-length * self.value_bits // 8)
 
     def expected_bytes(self, length: int, version: int) -> int:
         share = self.share(version)

@@ -65,7 +65,7 @@ class SparseCodec:
 
     def encode(self, vector: Vector, version: int = 0) -> bytes:
         chunk = self.chunk or max(1, vector.size)
-        positions = largest(vector, self._density(version), chunk)
+        positions = largest(vector, self.density_at(version), chunk)
         sent = vector[positions]
         if self.value_bits == 32:
             return self._pack(positions.size, encode_positions(positions, vector.size), [sent])
@@ -103,6 +103,18 @@ class SparseCodec:
         )
         parts = (part.astype(part.dtype.newbyteorder("<")).tobytes() for part in (positions, *rest))
         return fields + b"".join(parts)
+
+    def check(self, payload: bytes, length: int) -> None:
+        count, bits, scale_chunks, chunk, *_ = _FIELDS.unpack(_Reader(payload).take(_FIELDS.size))
+        own = self.value_bits, self.scale_chunks, self.chunk // 64
+        if (bits, scale_chunks, chunk) != own:
+            raise CodecError(
+                f"values of {bits} bits, {scale_chunks} chunks of {64 * chunk} a scale: "
+                f"{self.value_bits}, {self.scale_chunks} and {self.chunk} were agreed on"
+            )
+        most = self._most_entries(length)
+        if count > most:
+            raise CodecError(f"{count} of {length} entries; at most {most} were agreed on")
 
     def entries(self, payload: bytes, length: int) -> Entries:
         reader = _Reader(payload)
@@ -142,17 +154,39 @@ class SparseCodec:
         return Entries(length, values, positions)
 
     def payload_bytes(self, length: int) -> int:
-        """Return a bound that no payload that is worth sending reaches: dense takes less."""
-        return 4 * length + 4096
+        count, bits = self._most_entries(length), self.value_bits
+        # k positions take no more than the entropy of a support of that density, wherever they
+        # lie: gaps are coded under its geometric distribution, whose costs add up to that.
+        share = min(0.5, count / max(1, length))
+        gap_bits = length * _entropy(share)
+        value_bits = count * (32 if bits == 32 else bits)  # with the sign
+        rounding = (gap_bits + value_bits) // 50 + 8 * 128  # of probabilities, and up to words
+        return _FIELDS.size + self._fixed_bytes(length) + int(gap_bits + value_bits + rounding) // 8
+
+    def _most_entries(self, length: int) -> int:
+        """Return how many entries `largest` chooses of so many, at the greatest density."""
+        density, chunk = max(self.density, *self.warmup, 0.0), self.chunk or max(1, length)
+        num_chunks, rest = divmod(length, chunk)
+        return sum(
+            number * min(size, max(1, round(size * density)))
+            for number, size in ((num_chunks, chunk), (1, rest))
+            if size
+        )
+
+    def _fixed_bytes(self, length: int) -> int:
+        """Return what scales and the table of levels take."""
+        if self.value_bits == 32:
+            return 0
+        groups = _num_groups(length, self.chunk, self.scale_chunks)
+        return groups * (4 if self.value_bits == 2 else 2) + (2 << (self.value_bits - 1))
 
     def expected_bytes(self, length: int, version: int) -> int:
-        share, bits = self._density(version), self.value_bits
-        gap_bits = -math.log2(share) - (1 - share) / share * math.log2(1 - share)
-        groups = _num_groups(length, self.chunk, self.scale_chunks)
-        fixed = 0 if bits == 32 else groups * (4 if bits == 2 else 2) + (2 << (bits - 1))
-        return fixed + _FIELDS.size + int(length * share * (gap_bits + VALUE_BITS[bits]) / 8)
+        share, bits = self.density_at(version), self.value_bits
+        coded_bits = length * (_entropy(share) + share * VALUE_BITS[bits])
+        return self._fixed_bytes(length) + _FIELDS.size + int(coded_bits / 8)
 
-    def _density(self, version: int) -> float:
+    def density_at(self, version: int) -> float:
+        """Return the share of the entries that is sent on a version."""
         return self.warmup[version] if version < len(self.warmup) else self.density
 
 
@@ -177,6 +211,13 @@ class _Reader:
     def end(self) -> None:
         if self._rest:
             raise CodecError(f"{len(self._rest)} bytes follow the payload")
+
+
+def _entropy(share: float) -> float:
+    """Return the bits an entry that a support of that density takes."""
+    if not 0 < share < 1:
+        return 0.0
+    return -share * math.log2(share) - (1 - share) * math.log2(1 - share)
 
 
 def _num_groups(length: int, chunk: int, scale_chunks: int) -> int:

@@ -1,17 +1,20 @@
 """A recording of any format → 16 kHz mono, block by block, so that hours fit in a little memory.
 
-libsndfile reads wav, flac, ogg, opus and mp3; what it cannot read goes to the system's ffmpeg,
-which may open that one file and nothing that the file names.
+libsndfile reads wav, flac, ogg, opus and mp3. What it cannot read goes to ffmpeg (the system's, or
+the one that the extra boli[speech] installs), a process that may open that one file and nothing
+that the file names.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +27,7 @@ RATE_HZ = 16_000
 BLOCK_SECONDS = 5
 LOWEST_HZ, HIGHEST_HZ, MOST_CHANNELS = 4_000, 768_000, 32
 LOUDEST = 1e4  # of full scale; a float wav may go beyond 1, but not so far
+LONGEST_WAV_HEADER_BYTES = 1 << 16
 # Containers of one file each: no playlists, no lists of files, no addresses.
 FORMATS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,flac,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,"
@@ -95,6 +99,19 @@ def soundfile_module() -> Any:
     return soundfile
 
 
+def ffmpeg_program() -> str | None:
+    """Return the path of ffmpeg: the system's, else that of the wheel; None where there is none."""
+    found = shutil.which("ffmpeg")
+    if found is None:
+        try:
+            import imageio_ffmpeg
+
+            found = imageio_ffmpeg.get_ffmpeg_exe()
+        except (ImportError, RuntimeError):  # RuntimeError: its wheel has none for this machine
+            return None
+    return found
+
+
 def _decoded(path: Path) -> Iterator[Floats]:
     soundfile = soundfile_module()
     try:
@@ -103,18 +120,66 @@ def _decoded(path: Path) -> Iterator[Floats]:
         raise CorpusError(f"cannot read {path}: {error.strerror}", "check the path") from None
     with file:
         try:
-            # A file, not a path: by the name alone .raw would ask for a sampling rate.
-            sound = soundfile.SoundFile(file)
+            sound = soundfile.SoundFile(_Nameless(file, _finished_wav_header(file)))
         except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
             reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
         else:
-            if sound.frames:
-                with sound:
+            with sound:
+                if sound.frames or sound.format in ("WAV", "WAVEX"):
                     yield from _resampled(path, sound, soundfile)
-                return
-            reason = "it holds no sound"  # or its header was never finished: ffmpeg reads those
-            sound.close()
+                    return
+            reason = "it holds no sound"
     yield from _by_ffmpeg(path, reason)
+
+
+class _Nameless:
+    """An open file for soundfile, with other bytes in the place of its first ones.
+
+    It has no name, because soundfile asks for a sampling rate wherever a name ends in .raw.
+    """
+
+    def __init__(self, file: BinaryIO, header: bytes) -> None:
+        self._file, self._header = file, header
+        file.seek(0)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        start = self.tell()
+        data = self._file.read(size)
+        return self._header[start : start + len(data)] + data[max(0, len(self._header) - start) :]
+
+
+def _finished_wav_header(file: BinaryIO) -> bytes:
+    """Return the header that a wav file would have if its recorder had finished it.
+
+    A recorder writes the sizes last. Where power went before, they are those of an empty
+    recording, although samples follow. Empty: the file is no such wav, and needs no mending.
+    """
+    size_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    header = file.read(LONGEST_WAV_HEADER_BYTES)
+    if header[:4] != b"RIFF" or header[8:12] != b"WAVE":
+        return b""
+    if abs(struct.unpack_from("<I", header, 4)[0] + 8 - size_bytes) <= 1:  # a byte to make it even
+        return b""
+    at = 12
+    while at + 8 <= len(header):
+        name, chunk_bytes = struct.unpack_from("<4sI", header, at)
+        at += 8
+        if name == b"data":
+            if chunk_bytes:
+                return b""  # libsndfile reads as much of it as is there
+            data_bytes = min(size_bytes - at, 0xFFFFFFFF)
+            riff_bytes = min(size_bytes - 8, 0xFFFFFFFF)
+            sizes = struct.pack("<I", riff_bytes), struct.pack("<I", data_bytes)
+            return header[:4] + sizes[0] + header[8 : at - 4] + sizes[1]
+        at += chunk_bytes + chunk_bytes % 2
+    return b""
 
 
 def _resampled(path: Path, sound: Any, soundfile: Any) -> Iterator[Floats]:
@@ -156,11 +221,12 @@ def _sound_of(block: Floats) -> Floats:  # (frames, channels) → (frames,)
 
 def _by_ffmpeg(path: Path, reason: str) -> Iterator[Floats]:
     """Yield what ffmpeg makes of a file; `reason` is why libsndfile could not read it."""
-    program = shutil.which("ffmpeg")
+    program = ffmpeg_program()
     if program is None:
         raise CorpusError(
             f"{path} cannot be decoded: {reason}",
-            "if it is a recording of another format: apt install ffmpeg",
+            "if it is a recording of another format: apt install ffmpeg, "
+            "or pip install 'boli[speech]', which brings one for most machines",
         )
     command = [program, "-nostdin", "-v", "error"]
     command += ["-protocol_whitelist", "file,pipe", "-format_whitelist", FORMATS]

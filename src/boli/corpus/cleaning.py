@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 
 from boli.corpus import pii, quality
-from boli.corpus.consent import Consent
+from boli.corpus.consent import Terms
 from boli.corpus.documents import Document
 from boli.corpus.drafts import Draft, look, traits_now, without
 from boli.corpus.facts import Facts
 from boli.corpus.lines import clean_lines
+from boli.corpus.listing import open_plain
 from boli.corpus.markup import strip_markup
 from boli.corpus.normalize import normalize_all
 from boli.corpus.record import Dropped, Record, content_hash, record_id
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 EXCERPT_CHARACTERS = 300
 STRETCH_SECONDS = 60.0  # of a recording, in one record
 FAILED = "could not be cleaned"
-NOTHING_ALLOWED = Consent().columns()
+NOTHING_ALLOWED = asdict(Terms())
 
 Result = TypeVar("Result")
 
@@ -204,12 +205,15 @@ class Cleaner:
     def _page(self, path: Path) -> Iterator[tuple[str, str]]:
         from boli.corpus.pages import html_to_text
 
-        yield "1", html_to_text(path.read_bytes())
+        with open_plain(path) as file:
+            page = file.read()
+        yield "1", html_to_text(page)
 
     def _recording(self, path: Path) -> Iterator[tuple[str, str]]:
         """Yield what is said in each stretch, called by its seconds."""
         from boli.corpus.speech import transcribe_file
 
+        open_plain(path).close()  # what decodes it would follow a link
         said: list[str] = []
         begin = end = 0.0
         for segment in transcribe_file(path, self.recognizer, self.activity):

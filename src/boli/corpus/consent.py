@@ -1,15 +1,19 @@
 """What may be done with the text of a source: its licence, consent, residency and contact.
 
 A source folder says so itself, in source.toml. Where that file is missing, or says nothing, the
-text may be trained on at its site, and nothing of it may leave: `Consent()` is that case.
+text may be trained on at its site, and nothing of it may leave: `Terms()` is that case.
+
+Text leaves only where `why_not` finds no reason against the `effective` terms: the stricter of
+what was noted when a record was prepared and of what its source says now.
 """
 
 from __future__ import annotations
 
 import tomllib
-from datetime import date
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,7 +21,9 @@ from boli.errors import CorpusError
 
 MANIFEST = "source.toml"
 Residency = Literal["premises", "state", "country", "any"]
+LIMITS: tuple[Residency, ...] = ("premises", "state", "country", "any")  # the strictest first
 Purpose = Literal["training", "evaluation", "publication"]
+FIRST_TO_END = timezone(timedelta(hours=14))  # where each day begins and ends first
 REGION = r"[A-Z]{2}(-[A-Z0-9]{1,3})?"  # ISO 3166: IN, IN-BR
 
 TEMPLATE = """\
@@ -87,30 +93,39 @@ class Consent(_Table):
     residency: _Limits = _Limits()
     contact: _Contact = _Contact()
 
-    def columns(self) -> dict[str, Any]:
-        """Return it as the fields of a record that say what may be done with that."""
-        return {
-            "purposes": self.consent.purposes,
-            "expires": self.consent.expires,
-            "licence": self.licence,
-            "residency": self.residency.limit,
-            "region": self.residency.region,
-            "contact": self.contact.address,
-        }
+    def terms(self) -> Terms:
+        """Return the terms that it states."""
+        return Terms(
+            purposes=self.consent.purposes,
+            expires=self.consent.expires,
+            licence=self.licence,
+            residency=self.residency.limit,
+            region=self.residency.region,
+            contact=self.contact.address,
+        )
 
 
-def read_consent(folder: Path) -> Consent | None:
-    """Return what source.toml of a folder says; None where there is no such file.
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What may be done with a record: those of its columns that a manifest decides."""
+
+    purposes: tuple[str, ...] = ()
+    expires: date | None = None  # last day of the consent
+    licence: str = ""  # SPDX
+    residency: str = "premises"
+    region: str = ""  # ISO 3166
+    contact: str = ""
+
+
+def parse_manifest(data: bytes, path: Path) -> Consent:
+    """Return what the bytes of a source.toml say; `path` is for errors.
 
     Raises:
-        CorpusError: the file cannot be read, or says what it may not.
+        CorpusError: they are no manifest, or say what it may not.
     """
-    path = folder / MANIFEST
     try:
-        return Consent.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return Consent.model_validate(tomllib.loads(data.decode("utf-8-sig")))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise CorpusError(
             f"cannot read {path}: {error}", "mend that line; dates are written 2030-12-31"
         ) from None
@@ -128,17 +143,41 @@ def read_consent(folder: Path) -> Consent | None:
         ) from None
 
 
-def nearest_consent(folder: Path) -> Consent | None:
-    """Return what the nearest source.toml says, at a folder or above it.
+def effective(noted: Terms | None, now: Terms | None) -> Terms:
+    """Return the stricter of the terms that were noted at preparation and those that stand now.
 
-    Raises:
-        CorpusError: a manifest cannot be read, or says what it may not.
+    - Either is unknown (None): nothing is allowed.
+    - purposes: those that both name.
+    - expires: the earlier day.
+    - licence: the one that both name; where they name two, none, and that denies.
+    - residency: the stricter limit, if both name the same region; if not, the premises.
+    - contact: the one that stands now. It allows nothing and denies nothing.
     """
-    for place in (folder, *folder.absolute().parents):
-        found = read_consent(place)
-        if found is not None:
-            return found
-    return None
+    if noted is None or now is None:
+        return Terms()
+    here = noted.region == now.region and {noted.residency, now.residency} <= set(LIMITS)
+    return Terms(
+        purposes=tuple(purpose for purpose in noted.purposes if purpose in now.purposes),
+        expires=min((day for day in (noted.expires, now.expires) if day), default=None),
+        licence=noted.licence if noted.licence == now.licence else "",
+        residency=min(noted.residency, now.residency, key=_strictness) if here else LIMITS[0],
+        region=now.region if here else "",
+        contact=now.contact,
+    )
+
+
+def _strictness(limit: str) -> int:
+    return [*LIMITS].index(limit)  # type: ignore[arg-type]
+
+
+def consent_date(now: datetime | None = None) -> date:
+    """Return the date that the last day of a consent is compared with.
+
+    A manifest says until which day, and not in which time zone. The text must not leave once that
+    day has ended anywhere, so this is the date where it is latest: UTC+14. It is made from UTC,
+    and the time zone of this machine has no part in it.
+    """
+    return (now or datetime.now(UTC)).astimezone(FIRST_TO_END).date()
 
 
 def why_not(

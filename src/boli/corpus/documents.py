@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from boli.corpus.audio import EXTENSIONS as RECORDINGS
-from boli.corpus.listing import SourceFile, printable
+from boli.corpus.listing import SourceFile, open_plain, printable
 from boli.corpus.streams import DAMAGED, PACKED, Stream, opened, opened_zip
 
 LONGEST_BYTES = 4 << 20  # of a document; more is no text that a person wrote
@@ -24,6 +24,8 @@ LONGEST_UNIT = 500_000  # characters of a part of a txt file; quality takes twic
 LARGEST_PAGE_BYTES = 32 << 20
 PARQUET_ROWS = 64
 LARGEST_COLUMN_BYTES = 1 << 30  # of a row group
+# Columns of Parquet files of records, and of what was dropped.
+PREPARED = ({"content_hash", "residency", "purposes"}, {"reason", "excerpt", "duplicate_of"})
 
 Unit = Literal["auto", "line", "paragraph", "document"]
 TEXT, TABLE, LINES = (".txt", ".text", ".md"), (".tsv",), (".jsonl", ".ndjson")
@@ -32,6 +34,7 @@ PAGES, PARQUET = (".html", ".htm", ".xhtml"), (".parquet",)
 READ_REASONS = (
     "binary data",
     "broken encoding",
+    "link",
     "no text",
     "recording",
     "records",
@@ -74,10 +77,10 @@ def read_file(file: SourceFile, reading: Reading) -> Iterator[Item]:
     """Yield what a file holds. It never raises: what cannot be read is told in the list."""
     try:
         suffix = file.path.suffix.lower()
-        if file.path.is_dir():
-            link = file.path.is_symlink()
-            told = "a link to a folder is not followed" if link else "the folder may not be read"
-            yield Unreadable(file.name, "unreadable", told)
+        if file.path.is_symlink():
+            yield Unreadable(file.name, "link", "links are not followed")
+        elif file.path.is_dir():
+            yield Unreadable(file.name, "unreadable", "the folder may not be read")
         elif not file.path.is_file():
             yield Unreadable(file.name, "unknown kind of file", "it is not a plain file")
         elif suffix == ".zip":
@@ -122,7 +125,7 @@ def _zip(file: SourceFile, reading: Reading) -> Iterator[Item]:
 
 
 def _page(file: SourceFile) -> Item:
-    size = file.path.stat().st_size
+    size = file.path.lstat().st_size
     if size > LARGEST_PAGE_BYTES:
         return Unreadable(file.name, "too long", f"a page of {size} bytes")
     return Document(f"{file.name}#0", str(file.path), "html")
@@ -272,13 +275,16 @@ def _parquet(file: SourceFile, reading: Reading) -> Iterator[Item]:
 
     key = reading.column or "text"
     try:
-        with pyarrow.parquet.ParquetFile(file.path) as table:
+        with open_plain(file.path) as plain, pyarrow.parquet.ParquetFile(plain) as table:
             why = _unfit(table, key)
         if why:
             yield Unreadable(file.name, *why)
             return
         # Equal values stay one: a small file can say a large one very often.
-        with pyarrow.parquet.ParquetFile(file.path, read_dictionary=[key]) as table:
+        with (
+            open_plain(file.path) as plain,
+            pyarrow.parquet.ParquetFile(plain, read_dictionary=[key]) as table,
+        ):
             number = 0
             for batch in table.iter_batches(PARQUET_ROWS, columns=[key]):
                 values = batch.column(0)
@@ -299,10 +305,10 @@ def _unfit(table: Any, key: str) -> tuple[str, str] | None:
     import pyarrow
 
     schema = table.schema_arrow
+    if any(columns <= set(schema.names) for columns in PREPARED):
+        return "records", "it was prepared before; share it, or train on it"
     if key not in schema.names:
         return "no text", f"there is no column {key!r}"
-    if {"content_hash", "residency", "purposes"} <= set(schema.names):
-        return "records", "it was prepared before; share it, or train on it"
     kind = schema.field(key).type
     kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):

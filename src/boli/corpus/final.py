@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boli.corpus.cleaning import EXCERPT_CHARACTERS
-from boli.corpus.consent import Consent
+from boli.corpus.consent import Terms
 from boli.corpus.dedup import KEPT, Duplicates, SignatureFile, near_duplicates
 from boli.corpus.facts import Facts
 from boli.corpus.parts import part_name, write_table
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 EXAMPLES = "examples.json"
 FOLDERS = (RECORDS, DROPPED, f"{RECORDS}.new", f"{DROPPED}.new")
 ALLOWED = ("purposes", "expires", "licence", "residency", "region")
-ConsentOf = Callable[[str], Consent]  # of a record's source
+TermsOf = Callable[[str], Terms | str]  # of a record's source; a sentence: not known
 EXACT, NEAR = "exact duplicate", "near duplicate"
 SIGNATURES = "signatures"
 NUM_EXAMPLES = 5  # of each reason
@@ -54,7 +55,7 @@ def write(
     parts: Sequence[Path],
     found: Duplicates,  # among the records of all parts
     facts: Facts,  # what is known only now is added to it
-    consent_of: ConsentOf,
+    terms_of: TermsOf,
 ) -> dict[str, list[dict[str, str]]]:
     """Write records/ and dropped/ of the folder, and return examples of each reason.
 
@@ -81,7 +82,7 @@ def write(
             _collect(examples, dropped)
             kept = table.filter(pa.array(found.kept_of[here] == KEPT))
             _count(facts, kept)
-            kept = stamped(kept.drop_columns([FORM, LABEL]), consent_of)
+            kept = stamped(kept.drop_columns([FORM, LABEL]), terms_of)
             name = f"{part_name(number)}.parquet"
             for future in written:
                 future.result()
@@ -111,16 +112,17 @@ def _count(facts: Facts, kept: pyarrow.Table) -> None:
             facts.personal[kind] += times * number
 
 
-def stamped(table: pyarrow.Table, consent_of: ConsentOf) -> pyarrow.Table:
-    """Return records with what their sources allow."""
+def stamped(table: pyarrow.Table, terms_of: TermsOf) -> pyarrow.Table:
+    """Return records with what their sources allow; nothing, where that is not known."""
     import pyarrow as pa
 
-    numbers: dict[Consent, int] = {}  # of few manifests, for many records
-    sources = table["source"].to_pylist()
-    rows = [numbers.setdefault(consent_of(source), len(numbers)) for source in sources]
+    numbers: dict[Terms, int] = {}  # of few manifests, for many records
+    found = map(terms_of, table["source"].to_pylist())
+    terms = (each if isinstance(each, Terms) else Terms() for each in found)
+    rows = [numbers.setdefault(each, len(numbers)) for each in terms]
     places = pa.array(rows, pa.int32())
-    given = [consent.columns() for consent in numbers]
-    for name in Consent().columns():
+    given = [asdict(each) for each in numbers]
+    for name in asdict(Terms()):
         place = table.schema.get_field_index(name)
         field = table.schema.field(place)
         values = pa.array([columns[name] for columns in given], field.type)
@@ -128,7 +130,7 @@ def stamped(table: pyarrow.Table, consent_of: ConsentOf) -> pyarrow.Table:
     return table
 
 
-def stamp_again(out: Path, consent_of: ConsentOf) -> bool:
+def stamp_again(out: Path, terms_of: TermsOf) -> bool:
     """Tell the records of a folder anew what their sources allow; says whether that is news.
 
     Raises:
@@ -137,7 +139,7 @@ def stamp_again(out: Path, consent_of: ConsentOf) -> bool:
     changed = False
     for path in sorted((out / RECORDS).glob("*.parquet")):
         table = read_rows(path)
-        new = stamped(table, consent_of)
+        new = stamped(table, terms_of)
         if not new.equals(table):
             write_table(path, new)
             changed = True

@@ -117,11 +117,17 @@ class Preparation:
             there = None if again else Survey.load(self.out)
             if there is not None:
                 refuse_other(self.out, there, self.request)
-                if (self.out / REPORT).exists() and there.stamps != survey.stamps:
+                if not (self.out / REPORT).exists():
+                    return there
+                if not there.is_of_same(survey):
                     raise CorpusError(
                         f"the sources have changed since {self.out} was made",
-                        "name another folder with --out, or begin anew with --again",
+                        "name another folder with --out, or begin anew with --again; "
+                        "to note only what source.toml allows now, add --note",
                     )
+                if there.files != survey.files:  # of an older boli, which noted paths with links
+                    there = replace(there, files=survey.files)
+                    there.save(self.out)
                 return there
             clear(self.out)
             self.templates = list(survey.write_templates())
@@ -158,7 +164,7 @@ class Preparation:
                 figures = finished(self.out)
                 if figures is None:
                     return self._finish(num_shares, survey)
-                return self._stamped(survey, figures)
+                return _note(self.out, survey, figures)
             except OSError as error:
                 raise storage_error(self.out, error) from error
 
@@ -240,7 +246,9 @@ class Preparation:
         whole.stage = WRITING
         self.observe(whole)
         begun = time.monotonic()
-        examples = final.write(self.work, self.out, parts, found, whole.facts, survey.consent_of)
+        survey, state = survey.noted()
+        examples = final.write(self.work, self.out, parts, found, whole.facts, state.terms_of)
+        survey.save(self.out)
         seconds["writing"] = time.monotonic() - begun
         settings = {k: v for k, v in survey.settings.items() if k in ("language", "script")}
         figures = {
@@ -258,13 +266,6 @@ class Preparation:
         write_file(self.out / final.EXAMPLES, json.dumps(examples).encode(), private=True)
         write_file(self.out / REPORT, json.dumps(figures, indent=1).encode())
         shutil.rmtree(self.work, ignore_errors=True)
-        return figures
-
-    def _stamped(self, survey: Survey, figures: dict[str, Any]) -> dict[str, Any]:
-        """Tell the records anew what their sources allow."""
-        if final.stamp_again(self.out, survey.consent_of):
-            figures["consents"] = final.allowed(self.out)
-            write_file(self.out / REPORT, json.dumps(figures, indent=1).encode())
         return figures
 
     def _joined(self, num_shares: int, survey: Survey) -> tuple[Progress, list[Path]]:
@@ -285,6 +286,34 @@ class Preparation:
             whole.seconds = max(whole.seconds, progress.seconds)
             parts += [folder / part_name(k) for k in range(progress.parts)]
         return whole, parts
+
+
+def note(out: Path) -> dict[str, Any]:
+    """Note in the records of a folder what their sources allow now; return its figures.
+
+    For sources that have changed since: what is new in them is not looked at.
+
+    Raises:
+        CorpusError: nothing was prepared there, or a manifest cannot be read.
+        StorageError: the disk is full or refuses, or another process works there.
+    """
+    survey, figures = Survey.load(out), finished(out)
+    if survey is None or figures is None:
+        raise CorpusError(f"{out} holds no finished preparation", "name the --out of boli prepare")
+    with locked(out, "the folder"):
+        try:
+            return _note(out, survey, figures)
+        except OSError as error:
+            raise storage_error(out, error) from error
+
+
+def _note(out: Path, survey: Survey, figures: dict[str, Any]) -> dict[str, Any]:
+    survey, state = survey.noted()
+    if final.stamp_again(out, state.terms_of):
+        figures["consents"] = final.allowed(out)
+        write_file(out / REPORT, json.dumps(figures, indent=1).encode())
+    survey.save(out)
+    return figures
 
 
 def clear(out: Path) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from boli.corpus.audio import RATE_HZ, Floats
 from boli.corpus.recognizer import Heard
 from boli.errors import ModelError
+from boli.pretrained import load_model, load_part
 
 if TYPE_CHECKING:
     from boli.corpus.speech import Transcriber
@@ -168,12 +169,13 @@ def open_transformers(folder: Path, language: str, facts: Mapping[str, Any]) -> 
             f"{folder} holds a model of type {kind!r}, which recognizes no speech",
             "give a Whisper, wav2vec2, HuBERT or MMS model",
         )
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     loader = AutoModelForCTC if by_ctc else AutoModelForSpeechSeq2Seq
     logging.disable_progress_bar()
     try:
-        processor = AutoProcessor.from_pretrained(str(folder), **local)
-        model = loader.from_pretrained(str(folder), use_safetensors=True, **local).eval()
+        processor = load_part(AutoProcessor, folder)
+        model = load_model(loader, folder).eval()
+    except ModelError:
+        raise
     except Exception as error:  # they have no common kind
         raise _not_loaded(folder, error) from None
     if by_ctc:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from boli.corpus.round_trip import BITS_A_BYTE, lost_bytes
 from boli.errors import ModelError
+from boli.pretrained import load_model, load_part
 
 MOST_TOKENS = 512  # of a text: its beginning is judged
 TOKENS_AT_ONCE = 8192
@@ -37,11 +39,19 @@ class Scorer:
                 last += 1
             batch = [rows[row] for row in order[first:last]]
             for row, nats in zip(order[first:last], self._nats(batch), strict=True):
-                judged = self.tokenizer.decode(rows[row][1:])
-                if judged:
-                    scores[row] = nats / math.log(2) / len(judged.encode())
+                scores[row] = self._bits_per_byte(nats, texts[row], rows[row][1:])
             first = last
         return scores
+
+    def _bits_per_byte(self, nats: float, text: str, tokens: list[int]) -> float:
+        """Return the score of a text's first tokens; a byte that they lose counts as 8 bits."""
+        if not tokens:
+            return math.inf
+        if len(tokens) == self.most_tokens - 1:  # about the part of the text that they are of
+            text = text[: len(self.tokenizer.decode(tokens))]
+        (lost,) = lost_bytes(self.tokenizer, [text], [tokens])
+        size = len(text.encode())
+        return (nats / math.log(2) + BITS_A_BYTE * lost) / size if size else math.inf
 
     def _start(self) -> int:
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
@@ -85,12 +95,11 @@ def open_scorer(folder: Path) -> Scorer:
     import transformers
 
     torch.set_num_threads(1)  # each worker has a core
-    options = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, **options
-        )
+        tokenizer = load_part(transformers.AutoTokenizer, folder)
+        model = load_model(transformers.AutoModelForCausalLM, folder)
+    except ModelError:
+        raise
     except Exception as error:  # they have no common kind
         raise ModelError(
             f"cannot load {folder}: {error}", "give a causal language model with safetensors"

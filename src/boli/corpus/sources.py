@@ -103,7 +103,9 @@ def _check(
 ) -> None:
     where = ", ".join(source.path or f"starter {source.starter}" for source in sources)
     if not split.train:
-        raise CorpusError(f"no line of {language} is left to train on in {where}", "add text")
+        raise CorpusError(
+            f"no line of {language} is left to train on in {where}", "add text", "text.short"
+        )
     for part in ("test", "tuning"):
         if not split.part(part):
             percent = rule.test_percent if part == "test" else rule.tuning_percent
@@ -111,6 +113,7 @@ def _check(
                 f"language {language} has no held-out {part} line: {len(split.train)} lines of "
                 f"{where}, {percent:g} % held out",
                 f"add text, or raise corpus.held_out.{part}_percent",
+                "text.short",
             )
 
 
@@ -119,6 +122,7 @@ def _missing(path: Path) -> CorpusError:
         f"there is no text at {path}",
         "put it there, or name the folder that the plan's paths start at: corpus.root in the "
         "plan, --data at a site",
+        "text.missing",
     )
 
 
@@ -175,7 +179,9 @@ def _keyed_lines(plan: Plan, source: TextSource) -> Iterator[tuple[str, str | No
     path = plan.resolve(source.path)
     lines = _read(path, source)
     if not any(line.strip() for line in lines):
-        raise CorpusError(f"{path} holds no text", "give a file with one sentence a line")
+        raise CorpusError(
+            f"{path} holds no text", "give a file with one sentence a line", "text.empty"
+        )
     keys: list[str] | None = None
     if source.held_out_by is not None:
         companion = plan.resolve(source.held_out_by)
@@ -184,6 +190,7 @@ def _keyed_lines(plan: Plan, source: TextSource) -> Iterator[tuple[str, str | No
             raise CorpusError(
                 f"{companion} has {len(keys)} lines and {path} has {len(lines)}",
                 "held_out_by needs a file aligned line by line",
+                "text.format",
             )
     for number, line in enumerate(lines[: source.lines]):
         text = " ".join(line.split())
@@ -191,6 +198,7 @@ def _keyed_lines(plan: Plan, source: TextSource) -> Iterator[tuple[str, str | No
             raise CorpusError(
                 f"line {number + 1} of {path} has {len(text)} characters",
                 "break it into sentences, one a line",
+                "text.format",
             )
         if text:
             yield text, None if keys is None else keys[number]
@@ -211,6 +219,7 @@ def _text(path: Path) -> str:
         raise CorpusError(
             f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}",
             "convert it first, for example with iconv -f UTF-16 -t UTF-8",
+            "text.format",
         ) from None
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {error.strerror}", "check the path") from None
@@ -234,7 +243,9 @@ def _read(path: Path, source: TextSource) -> list[str]:
         kind = "parquet"
         if not files:
             raise CorpusError(
-                f"the folder {path} holds no records", "name one that boli prepare has written"
+                f"the folder {path} holds no records",
+                "name one that boli prepare has written",
+                "text.empty",
             )
     elif kind == "auto":
         kind = {".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix, "txt")  # type: ignore[assignment]
@@ -242,7 +253,7 @@ def _read(path: Path, source: TextSource) -> list[str]:
         return _parquet(path, files, source)
     text = _text(path)
     if "\0" in text:
-        raise CorpusError(f"{path} holds binary data, not text", "give a text file")
+        raise CorpusError(f"{path} holds binary data, not text", "give a text file", "text.format")
     lines = _lines(text)
     if kind == "tsv":
         return [_cell(path, number, line, source) for number, line in enumerate(lines, 1)]
@@ -254,13 +265,16 @@ def _read(path: Path, source: TextSource) -> list[str]:
 def _cell(path: Path, number: int, line: str, source: TextSource) -> str:
     if not isinstance(source.column, int):
         raise CorpusError(
-            f"{path} is tsv, but column is {source.column!r}", "set column to a number from 1"
+            f"{path} is tsv, but column is {source.column!r}",
+            "set column to a number from 1",
+            "text.column",
         )
     cells = line.split("\t")
     if len(cells) < source.column:
         raise CorpusError(
             f"line {number} of {path} has {len(cells)} columns, not {source.column}",
             "mend the line, or choose another column",
+            "text.column",
         )
     return cells[source.column - 1]
 
@@ -275,9 +289,14 @@ def _member(path: Path, number: int, line: str, source: TextSource) -> str:
         raise CorpusError(
             f"line {number} of {path} has no {key!r}: {error}",
             "each line must be a JSON object; set column to the key that holds the text",
+            "text.column",
         ) from None
     if not isinstance(value, str):
-        raise CorpusError(f"line {number} of {path}: {key!r} is {type(value).__name__}, not text")
+        raise CorpusError(
+            f"line {number} of {path}: {key!r} is {type(value).__name__}, not text",
+            "set column to the key that holds the text",
+            "text.column",
+        )
     return value
 
 
@@ -295,5 +314,6 @@ def _parquet(path: Path, files: list[Path], source: TextSource) -> list[str]:
         raise CorpusError(
             f"cannot read column {key!r} of {path}: {error}",
             "set column to the one that holds the text",
+            "text.column",
         ) from None
     return [value if isinstance(value, str) else "" for value in values]

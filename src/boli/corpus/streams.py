@@ -7,6 +7,8 @@ import codecs
 import gzip
 import io
 import lzma
+import os
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,6 +16,8 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
+
+from boli.corpus.listing import open_plain
 
 HEAD_BYTES = 1 << 16  # looked at before a file is read
 BLOCK_BYTES = 1 << 20
@@ -110,8 +114,12 @@ def opened(path: Path) -> Iterator[Stream]:
         OSError and others of DAMAGED: the file is not there or not whole.
     """
     packed = PACKED.get(path.suffix.lower())
-    with packed(path, "rb") if packed else path.open("rb") as file:
-        yield Stream(file, _limit(path.stat().st_size) if packed else None)
+    with open_plain(path) as plain:
+        if packed is None:
+            yield Stream(plain, None)
+            return
+        with packed(plain, "rb") as file:
+            yield Stream(file, _limit(os.fstat(plain.fileno()).st_size))
 
 
 @contextmanager
@@ -123,7 +131,7 @@ def opened_zip(
     Raises:
         OSError and others of DAMAGED: the file is not whole, or holds too many.
     """
-    with zipfile.ZipFile(path) as archive:
+    with open_plain(path) as plain, zipfile.ZipFile(plain) as archive:
         entries = [entry for entry in archive.infolist() if not entry.is_dir()]
         if len(entries) > MOST_MEMBERS:
             raise TooLargeError(f"it holds {len(entries)} files, and {MOST_MEMBERS} are the most")
@@ -132,6 +140,8 @@ def opened_zip(
 
 @contextmanager
 def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[Stream]:
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        raise ValueError("it is a link")
     with archive.open(entry) as file:
         yield Stream(file, _limit(entry.compress_size))
 

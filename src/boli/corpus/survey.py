@@ -1,7 +1,7 @@
 """What a preparation was asked for and which files it found, frozen in the folder that it writes.
 
 What comes into the sources later is not read by a preparation that goes on. What the sources
-allow is looked up afresh every time: it may be filled in, or taken back.
+allow is read when records are written, and `governed` holds which source.toml said so.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from boli.corpus.cleaning import Cleaner, Settings
-from boli.corpus.consent import MANIFEST, TEMPLATE, Consent, nearest_consent
+from boli.corpus.consent import MANIFEST, TEMPLATE
 from boli.corpus.documents import Reading
 from boli.corpus.listing import MARKER, SourceFile, list_files
-from boli.corpus.record import PIPELINE, Record, root_key
+from boli.corpus.record import PIPELINE, root_key
 from boli.corpus.script import KNOWN_SCRIPTS, table
+from boli.corpus.source_state import SourceState
 from boli.durable import write_file
 from boli.errors import CorpusError
 
@@ -112,6 +113,9 @@ class Survey:
     sources: tuple[str, ...]
     files: tuple[SourceFile, ...]
     stamps: tuple[tuple[int, int], ...]  # size and time of change of each file
+    # Root → folder → folder of the source.toml that governed it when records were written; empty
+    # where none did. None: that is not noted (yet), and nothing may leave.
+    governed: dict[str, dict[str, str]] | None = None
 
     @classmethod
     def take(cls, request: Request) -> Survey:
@@ -129,13 +133,10 @@ class Survey:
             asdict(settings),
             asdict(request.reading),
             tuple(str(source.resolve()) for source in request.sources),
-            tuple(
-                SourceFile(file.path.absolute(), file.name, file.root.resolve()) for file in files
-            ),
+            tuple(files),
             tuple(stamp_of(file.path) for file in files),
         )
-        for file in survey.files:
-            survey.consent_at(file.path.parent)
+        SourceState(survey.file_of).governing(files)
         Cleaner(settings).check()
         return survey
 
@@ -147,6 +148,8 @@ class Survey:
         """
         body = {each.name: getattr(self, each.name) for each in fields(self)}
         body["files"] = [[str(file.path), file.name, str(file.root)] for file in self.files]
+        if self.governed is None:
+            del body["governed"]
         write_file(out / MARKER, json.dumps(body).encode(), private=True)
 
     @classmethod
@@ -175,20 +178,6 @@ class Survey:
         return [self.sources.index(str(file.root)) for file in self.files]
 
     @cached_property
-    def _consents(self) -> dict[Path, Consent | None]:
-        return {}
-
-    def consent_at(self, folder: Path) -> Consent | None:
-        """Return what the nearest manifest at or above a folder says.
-
-        Raises:
-            CorpusError: it cannot be read, or says what it may not.
-        """
-        if folder not in self._consents:
-            self._consents[folder] = nearest_consent(folder)
-        return self._consents[folder]
-
-    @cached_property
     def _by_name(self) -> dict[str, SourceFile]:
         return {file.name: file for file in self.files}
 
@@ -199,33 +188,41 @@ class Survey:
             name = name.rpartition("/")[0]
         return self._by_name.get(name)
 
-    def consent_of(self, source: str) -> Consent:
-        """Return what may be done with a record of a source; nothing, where that is not said."""
-        file = self.file_of(source)
-        return (self.consent_at(file.path.parent) if file else None) or Consent()
+    def is_of_same(self, other: Survey) -> bool:
+        """Tell whether another one found the same files, unchanged."""
+        names = [[file.name for file in each.files] for each in (self, other)]
+        return names[0] == names[1] and self.stamps == other.stamps
 
-    def told_now(self, record: Record) -> Record:
-        """Return a record with what its source allows now; as it is, where the source is gone."""
-        file = self.file_of(record.source)
-        if file is None or not file.root.exists():
-            return record
-        return replace(record, **self.consent_of(record.source).columns())
+    def state(self) -> SourceState:
+        """Return what the sources allow now, for records that were prepared."""
+        return SourceState(self.file_of, self.governed or {})
+
+    def noted(self) -> tuple[Survey, SourceState]:
+        """Return what the sources allow now, to note it in records; and the survey to save then.
+
+        Raises:
+            CorpusError: a manifest cannot be read, or says what it may not.
+        """
+        state = SourceState(self.file_of)
+        return replace(self, governed=state.governing(self.files)), state
 
     def write_templates(self) -> Iterator[Path]:
-        """Write source.toml into each source where none is found; yields what was written."""
+        """Write source.toml into each source folder that has none; yields what was written."""
+        state = SourceState(self.file_of)
         for root in dict.fromkeys(file.root for file in self.files):
             # Not beside a single file: it would count for all that lies there.
-            if root.is_dir() and self.consent_at(root) is None:
-                with contextlib.suppress(OSError):  # on a read-only disk there is none
-                    (root / MANIFEST).write_text(TEMPLATE, encoding="utf-8")
+            if root.is_dir() and state.nearest(root, root) is None:
+                # On a read-only disk there is none. What appeared there meanwhile stays.
+                with contextlib.suppress(OSError):
+                    with (root / MANIFEST).open("x", encoding="utf-8") as file:
+                        file.write(TEMPLATE)
                     yield root / MANIFEST
-        self._consents.clear()
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
     """Return the size and the time of change of a file; zeros where they cannot be told."""
     try:
-        stat = path.stat()
+        stat = path.lstat()
     except OSError:
         return 0, 0
     return stat.st_size, stat.st_mtime_ns

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from boli.codec.codec import codec_for
 from boli.engine.identities import Address, Identities, down_stream, up_stream
 from boli.engine.nats_log import ServerLog
 from boli.engine.nats_server import STORE_BYTES, Server, reserved_bytes, running
 from boli.errors import StorageError
 from boli.evaluation.units import size
+from boli.pretrained import folder_of
 from boli.rounds.transport import Refused, Transport
 from boli.site.kit import kit_of
 
@@ -56,6 +58,7 @@ class Coordinator:
         """Yield the coordinator's side, with the server up for as long.
 
         Raises:
+            ModelError: sites would refuse the base.
             StorageError: the streams of the plan's sites do not fit.
             TransportError: the server does not start, or is not reached.
         """
@@ -113,7 +116,8 @@ class Coordinator:
         from boli.engine.nats import NatsTransport
 
         identities = Identities(self.folder)
-        kit = kit_of(run, plan, base)
+        folder = folder_of(base)
+        kit = kit_of(run, plan, folder, base)
         self.say(f"sites reach this coordinator at {self.listen}")
         for site in plan.site:
             guest = identities.guests().get(site.name)
@@ -122,9 +126,10 @@ class Coordinator:
         return NatsTransport(
             identities.access(address),
             kit,
-            Path(base) if kit.files else None,
+            folder,
             versions,
             identities.access(address, "system"),
             self._refused(identities),
             identities.revoked,
+            codec_for(plan.codec).payload_bytes,
         )

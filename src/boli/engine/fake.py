@@ -25,7 +25,7 @@ from boli.durable import Generations
 from boli.engine.fake_line import arrival_time, brief, over_the_wire
 from boli.engine.fake_node import Life, MemoryStore, NodeMaker, Seat
 from boli.engine.script import COORDINATOR, Script
-from boli.errors import BoliError, TransportError
+from boli.errors import BoliError, TransportError, public_words
 from boli.rounds.transport import (
     Arrival,
     Delivery,
@@ -275,7 +275,7 @@ class FakeTransport:
         failure = life.failure
         if isinstance(failure, BoliError):
             seat.life, seat.joined = None, False
-            failed = Failed(seat.site, failure.problem, failure.hint)
+            failed = Failed(seat.site, *public_words(failure.code))
             self._presence(seat, lambda: self._mailbox.append(failed))
             return
         if failure is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from boli.engine.flower_seat import Pace
 from boli.engine.flower_site import NodeCommand, answer, node_command
 from boli.engine.flower_transport import FlowerTransport, log
 from boli.errors import PlanError, TransportError
+from boli.evaluation.card import WARNING, exported_sentences
 
 if TYPE_CHECKING:
     from boli.preparation import Prepared
@@ -136,15 +138,21 @@ def main(grid: Grid, context: Context) -> None:
 
     @contextlib.contextmanager
     def engine(run: Run, prepared: Prepared) -> Iterator[Transport]:
+        from boli.codec.codec import codec_for
+        from boli.pretrained import folder_of
         from boli.site.kit import kit_of
 
-        kit, versions = kit_of(run.id, plan, prepared.base), run.folder / "versions"
-        transport = FlowerTransport(GridPost(grid), kit, Path(prepared.base), versions, pace)
+        base, versions = folder_of(prepared.base), run.folder / "versions"
+        kit = kit_of(run.id, plan, base, prepared.base)
+        payload_bytes = codec_for(plan.codec).payload_bytes
+        transport = FlowerTransport(GridPost(grid), kit, base, versions, pace, payload_bytes)
         with contextlib.closing(transport):
             yield transport
 
     run = carry_out(folder, plan, engine, tell)
     log.info("the adapter is in %s", run.adapter)
+    for sentence in exported_sentences(run.report()["exported"]):
+        log.log(logging.WARNING if sentence.startswith(WARNING) else logging.INFO, sentence)
 
 
 def tell(what: Any) -> None:
@@ -157,6 +165,7 @@ def tell(what: Any) -> None:
 SHOWN = (
     *("run_started", "run_resumed", "run_finished", "run_failed"),
     *("site_joined", "site_left", "site_benched", "update_rejected", "round_stepped"),
+    *("version_restored", "version_exported"),
 )
 
 

@@ -100,13 +100,13 @@ class Greeter:
         """
         try:
             greeting = self._hello(node, Hello(), is_wanted)
-            if greeting.problem or not self.is_site(greeting.site):
+            if greeting.code or not self.is_site(greeting.site):
                 return greeting
             site = greeting.site
             greeting = self._hello(node, Hello(kit=self.kit.for_site(site)), is_wanted)
             if greeting.site != site:
                 raise UnheardError(f"node {node} was {site} a moment ago")
-            if greeting.problem:
+            if greeting.code:
                 return greeting
             have = dict(greeting.have)
             while pieces := self._pieces(have):

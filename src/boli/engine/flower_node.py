@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,10 +25,17 @@ from pydantic import ValidationError
 from boli.durable import locked
 from boli.engine.flower_site import socket_path
 from boli.engine.flower_wire import MESSAGES_AT_ONCE, Asked, Told, pack, split
-from boli.engine.wire import Line, joining_facts, pack_message, unpack_message
-from boli.errors import BoliError
-from boli.rounds.transport import Instruction, Joined, Stop, Version
-from boli.rounds.update import Order, UpdateHeader, Verdict
+from boli.engine.wire import (
+    Line,
+    failing_facts,
+    instruction_of,
+    joining_facts,
+    pack_message,
+    unpack_message,
+)
+from boli.errors import BoliError, SiteError, TransportError
+from boli.rounds.transport import Instruction, Joined, Stop
+from boli.rounds.update import UpdateHeader
 from boli.site.kit import Kit, SiteFolder
 from boli.site.limits import site_limits
 from boli.site.node import Node
@@ -88,9 +96,9 @@ class FlowerLink:
         with self._changed:
             self._figures = pack_message("measure", dict(values))
 
-    def fail(self, problem: str, hint: str) -> None:
-        """Say why this node cannot go on, and wait until that is fetched."""
-        self._say(pack_message("failed", {"problem": problem, "hint": hint}))
+    def fail(self, error: BoliError) -> None:
+        """Say that this node cannot go on, by a code why, and wait until that is fetched."""
+        self._say(pack_message("failed", failing_facts(error)))
         with self._changed:
             self._changed.wait_for(lambda: not self._to_say, IDLE_SECONDS)
 
@@ -141,17 +149,13 @@ class FlowerLink:
 
     def _take(self, message: bytes) -> bool:
         """Pass an instruction to the node; tells whether it is to end."""
-        kind, body, payload = unpack_message(message)
-        match kind:
-            case "order":
-                self._arrived.put(Order.model_validate(body))
-            case "verdict":
-                self._arrived.put(Verdict.model_validate(body))
-            case "delta" | "snapshot":
-                self._arrived.put(Version(body["version"], kind == "snapshot", payload))
-            case "stop":
-                self._arrived.put(Stop())
-        return kind == "stop"
+        try:
+            instruction = instruction_of(message)
+        except TransportError as error:
+            sys.stderr.write(f"a message that cannot be read: {error}\n")
+            return False
+        self._arrived.put(instruction)
+        return isinstance(instruction, Stop)
 
     def end(self) -> None:
         """Let every exchange that waits go home with what there is."""
@@ -209,8 +213,12 @@ def serve(run_folder: Path, open_node: Callable[[FlowerLink], Node]) -> int:
             link.node.run()
         except BoliError as error:
             print_problem(error)
-            link.fail(error.problem, error.hint)
+            link.fail(error)
             return error.exit_code
+        except Exception:
+            traceback.print_exc()
+            link.fail(SiteError("the node failed unexpectedly", code="unexpected"))
+            return SiteError.exit_code
     return 0
 
 

@@ -32,6 +32,7 @@ class Seat:
 
     site: str
     spans: Spans
+    payload_bytes: int  # of its largest update
     node: int | None = None
     last_node: int | None = None  # that there was
     line: int = 0  # higher after every break
@@ -62,7 +63,7 @@ class Seat:
     @property
     def largest_bytes(self) -> int:
         """What it may send at once: an update, and what it said before."""
-        return 2 * (HEADERS_BYTES + 4 * sum(stop - start for start, stop in self.spans))
+        return 2 * (HEADERS_BYTES + self.payload_bytes)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ and starts the node where there is none.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import socket
@@ -24,14 +25,22 @@ from typing import Any
 from pydantic import ValidationError
 
 from boli.durable import open_private, write_file
-from boli.engine.flower_wire import Asked, Greeting, Had, Hello, Pieces, Told, pack, split
+from boli.engine.flower_wire import Asked, Greeting, Had, Pieces, Told, pack, split
 from boli.engine.wire import Line, unpack_message
-from boli.errors import BoliError, LimitError, NotAcceptedError, SiteError, TransportError
+from boli.errors import (
+    BoliError,
+    LimitError,
+    NotAcceptedError,
+    SiteError,
+    TransportError,
+    public_words,
+)
 from boli.plan import NAME
-from boli.site.kit import BaseFile, Kit, SiteFolder
+from boli.site.kit import BaseFile, Kit, SiteFolder, kit_from
 from boli.site.limits import FILE, site_limits, write_template
 
 START_SECONDS = 60.0  # until a started node listens; it loads its model after that
+log = logging.getLogger("boli.site")
 LONGEST_SOCKET = 100  # bytes of its path: the kernel takes 107, other systems 103
 
 NodeCommand = Callable[[SiteFolder, str], Sequence[str]]  # of a run, by its id
@@ -55,7 +64,7 @@ def site_folder(settings: Mapping[str, Any]) -> SiteFolder | None:
     if "site" not in settings:
         return None
     site = str(settings["site"])
-    if not re.match(NAME, site):
+    if not re.fullmatch(NAME, site):
         raise SiteError(f"site {site!r} is no name", "use lower-case letters, digits and -")
     keys = ("data", "state", "base", "limits")
     paths = {key: Path(str(settings[key])) for key in keys if key in settings}
@@ -77,13 +86,27 @@ def answer(data: bytes, settings: Mapping[str, Any], command: NodeCommand = node
     """Return the site's answer to one message.
 
     Raises:
-        TransportError: it is not a message of ours.
+        TransportError: it is not a message of ours, or there is no answer; Flower tells the
+            coordinator the error's words, so they are those of its code, and none of the site's.
     """
+    try:
+        return _answer(data, settings, command)
+    except BoliError as found:
+        log.warning("%s", found)
+        code = found.code
+    except Exception:
+        log.exception("a message of the coordinator")
+        code = "unexpected"
+    problem, hint = public_words(code)
+    raise TransportError(problem, hint, code)
+
+
+def _answer(data: bytes, settings: Mapping[str, Any], command: NodeCommand) -> bytes:
     kind, body, payload = unpack_message(data)
     try:
         match kind:
             case "hello":
-                return pack("greeting", _greet(Hello.model_validate(body).kit, settings))
+                return pack("greeting", _greet(body.get("kit"), settings))
             case "pieces":
                 return pack("had", _take_pieces(Pieces.model_validate(body), payload, settings))
             case "asked":
@@ -93,31 +116,33 @@ def answer(data: bytes, settings: Mapping[str, Any], command: NodeCommand = node
     raise TransportError(f"unknown kind {kind[:20]!r}", "update boli at the site")
 
 
-def _greet(kit: Kit | None, settings: Mapping[str, Any]) -> Greeting:
+def _greet(said: object, settings: Mapping[str, Any]) -> Greeting:
     """Say which site this is; keep what the run is, and say what the site lacks."""
+    site = str(settings.get("site", ""))[:100]
     try:
         folder = site_folder(settings)
         if folder is None:
             return Greeting()
-        if kit is None:
+        if said is None:  # the coordinator asks who this is, before it tells of the run
             return Greeting(site=folder.site)
-    except BoliError as error:
-        return Greeting(site=str(settings["site"])[:100], problem=error.problem, hint=error.hint)
-    try:
+        kit = kit_from(said)
         folder.make_private()
         if folder.limits_file is None:
             write_template(folder.state / FILE)
         folder.admit(kit, partial(_accepts, settings))
-        write_file(
-            folder.run_folder(kit) / "kit.json", kit.model_dump_json().encode(), private=True
-        )
-        have = {file.name: folder.fetched_bytes(kit, file) for file in folder.missing(kit)}
+        content = kit.model_dump_json().encode()
+        write_file(folder.run_folder(kit) / "kit.json", content, private=True)
+        lacking = folder.missing(kit)
+        if lacking:
+            folder.make_room(kit, lacking)
+        have = {file.name: folder.fetched_bytes(kit, file) for file in lacking}
         for file in kit.files:
             if have.get(file.name) == file.size:
                 folder.finish_file(kit, file)
         return Greeting(site=folder.site, have=have)
     except BoliError as error:
-        return Greeting(site=folder.site, problem=error.problem, hint=error.hint)
+        log.warning("%s", error)
+        return Greeting(site=site, code=error.code)
 
 
 def _accepts(settings: Mapping[str, Any], _words: str, refusal: LimitError | None) -> bool:
@@ -179,15 +204,16 @@ def _pass_on(asked: Asked, data: bytes, settings: Mapping[str, Any], command: No
         folder, kit = _known(asked.run, settings)
         line = _line_to(folder, kit, command if asked.start else None)
     except BoliError as error:
-        return pack("told", Told(lost=str(error)[:300]))
+        log.warning("%s", error)
+        return pack("told", Told(lost=error.code))
     with contextlib.closing(line):
         try:
             line.send_bytes(data)
             told = line.recv_bytes()
             return bytes(told)
         except (EOFError, OSError):
-            log = folder.run_folder(kit) / "node.log"
-            return pack("told", Told(lost=f"the node ended; its log at the site is {log}"[:300]))
+            log.warning("the node ended; its log is %s", folder.run_folder(kit) / "node.log")
+            return pack("told", Told(lost="node.ended"))
 
 
 def _line_to(folder: SiteFolder, kit: Kit, command: NodeCommand | None) -> Line:
@@ -201,9 +227,9 @@ def _line_to(folder: SiteFolder, kit: Kit, command: NodeCommand | None) -> Line:
     if line is not None:
         return line
     if command is None:
-        raise SiteError("the node is not running")
-    log = folder.run_folder(kit) / "node.log"
-    with os.fdopen(open_private(log), "ab") as output:
+        raise SiteError("the node is not running", code="node.ended")
+    path_of_log = folder.run_folder(kit) / "node.log"
+    with os.fdopen(open_private(path_of_log), "ab") as output:
         process = subprocess.Popen(
             command(folder, kit.run),
             stdin=subprocess.DEVNULL,
@@ -226,9 +252,11 @@ def _line_to(folder: SiteFolder, kit: Kit, command: NodeCommand | None) -> Line:
         if line is not None:
             return line
         if ended is not None:
-            raise SiteError(f"the node ended at once with exit code {ended}", f"its log is {log}")
+            problem = f"the node ended at once with exit code {ended}"
+            raise SiteError(problem, f"its log is {path_of_log}", "node.ended")
         time.sleep(0.05)
-    raise SiteError(f"the node did not listen within {START_SECONDS:.0f} s", f"its log is {log}")
+    problem = f"the node did not listen within {START_SECONDS:.0f} s"
+    raise SiteError(problem, f"its log is {path_of_log}", "node.ended")
 
 
 def socket_path(run_folder: Path) -> Path:

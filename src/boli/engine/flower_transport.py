@@ -25,9 +25,18 @@ from boli.engine.flower_greeter import Greeter, LineLost, Post, converse
 from boli.engine.flower_seat import LINES_AHEAD, Answered, Greeted, Pace, Seat, Seen, line_now
 from boli.engine.flower_wire import Asked, UnheardError, pack, read_told
 from boli.engine.local import RESTARTS_BORNE
-from boli.engine.wire import FIGURES, Failing, Joining, pack_message, unpack_message
-from boli.errors import TransportError
+from boli.engine.wire import (
+    FIGURES,
+    Failing,
+    Joining,
+    pack_message,
+    read_joining,
+    unpack_message,
+    unsound,
+)
+from boli.errors import TransportError, public_words
 from boli.rounds.transport import (
+    DENSE,
     Arrival,
     Delivery,
     Failed,
@@ -35,6 +44,7 @@ from boli.rounds.transport import (
     Left,
     Malformed,
     Measurement,
+    PayloadBytes,
     VersionLog,
     held_digest,
 )
@@ -59,8 +69,10 @@ class FlowerTransport:
         base: Path,
         versions: Path | None = None,
         pace: Pace | None = None,
+        payload_bytes: PayloadBytes = DENSE,
     ) -> None:
         self._post, self._kit, self._pace = post, kit, pace or Pace()
+        self._payload_bytes = payload_bytes
         self._seats: dict[str, Seat] = {}
         self._greeter = Greeter(
             post, kit, base, self._pace.ttl_seconds, lambda site: site in self._seats
@@ -75,7 +87,9 @@ class FlowerTransport:
 
     def start(self, views: Mapping[str, tuple[int | None, Spans]], release: Release) -> None:
         self._versions = VersionLog(views, release, self._versions_folder)
-        self._seats = {site: Seat(site, spans) for site, (_, spans) in views.items()}
+        for site, (_, spans) in views.items():
+            entries = sum(stop - start for start, stop in spans)
+            self._seats[site] = Seat(site, spans, self._payload_bytes(entries))
         self._in_thread(self._look)
 
     def _in_thread(self, work: Callable[[], None]) -> None:
@@ -193,9 +207,9 @@ class FlowerTransport:
             log.warning("node %d says it is %s, which node %d is", node, seat.site, seat.node)
             self._nodes[node] = time.monotonic() + 2 * AGAIN_SECONDS
             return []
-        if greeting.problem:
+        if greeting.code:
             self._nodes[node] = time.monotonic() + MEND_SECONDS
-            return self._fail(seat, greeting.problem, greeting.hint)
+            return self._fail(seat, *public_words(greeting.code))
         seat.sit(node)
         return []
 
@@ -255,7 +269,7 @@ class FlowerTransport:
         except UnheardError as error:
             return [Malformed(seat.site, error.problem[:200]), *self._break(seat, "malformed")]
         if told.lost:
-            return self._process_lost(seat, told.lost)
+            return self._process_lost(seat, public_words(told.lost)[0])
         if told.line > seat.line:  # the clock went back since the coordinator before
             seat.line = told.line
             return self._break(seat, "it knows a later line")
@@ -283,13 +297,12 @@ class FlowerTransport:
                 case "measure":
                     return [Measurement(seat.site, FIGURES.validate_python(body))]
                 case "join":
-                    return [self._join(seat, Joining.model_validate(body))]
+                    return [self._join(seat, read_joining(body))]
                 case "failed":
-                    failing = Failing.model_validate(body)
-                    return self._fail(seat, failing.problem, failing.hint)
-            return [Malformed(seat.site, f"unknown kind {kind[:20]!r}")]
+                    return self._fail(seat, *public_words(Failing.model_validate(body).code))
+            return [Malformed(seat.site, "a message of an unknown kind")]
         except (TransportError, ValidationError) as error:
-            return [Malformed(seat.site, str(error).splitlines()[0][:200])]
+            return [unsound(seat.site, error)]
 
     def _join(self, seat: Seat, found: Joining) -> Joined:
         seat.joined, seat.failed = True, False

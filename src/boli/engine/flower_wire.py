@@ -29,6 +29,9 @@ class UnheardError(TransportError):
     """A node answered something that is no answer; it is the node's fault, not Flower's."""
 
 
+Code = Annotated[str, Field(pattern=r"^([a-z][a-z.-]{0,40})?$")]  # of a failure
+
+
 class Hello(Message):
     """Asks a node which site it is; then tells that site of the run."""
 
@@ -42,8 +45,7 @@ class Greeting(Message):
     have: dict[Name, Count] = Field(
         default_factory=dict
     )  # files of the base that are not whole here, and bytes so far
-    problem: Words = ""  # why it cannot take part
-    hint: Words = ""
+    code: Code = ""  # why it cannot take part
 
 
 class Part(Message):
@@ -83,7 +85,7 @@ class Told(Message):
 
     line: Count = 0  # the highest that the node knows
     life: str = Field("", max_length=32)  # of the node's process
-    lost: Words = ""  # how the process ended, if it did before it answered
+    lost: Code = ""  # why there is no process that answers
     sizes: tuple[Count, ...] = Field((), max_length=MESSAGES_AT_ONCE)
 
 
@@ -145,7 +147,7 @@ def _body(data: bytes, expected: str) -> tuple[Mapping[str, Any], bytes]:
     except TransportError as error:
         raise UnheardError(error.problem[:200]) from error
     if kind != expected:
-        raise UnheardError(f"kind {kind[:20]!r} instead of {expected!r}")
+        raise UnheardError(f"a message of another kind instead of {expected!r}")
     return body, payload
 
 
@@ -153,4 +155,4 @@ def _validated(form: type[Form], body: Mapping[str, Any]) -> Form:
     try:
         return form.model_validate(body)
     except ValidationError as error:
-        raise UnheardError(str(error).splitlines()[0][:200]) from error
+        raise UnheardError(f"{error.error_count()} wrong fields in {error.title}") from error

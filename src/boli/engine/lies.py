@@ -41,6 +41,21 @@ def lie_in_vector(value: float, more_entries: int = 0) -> Lie:
     return lie
 
 
+def lie_about_judgements(bits: Callable[[int, float], float]) -> Lie:
+    """Judge otherwise: `bits` gets the version and what was found; no bits, no judgement."""
+
+    def lie(update: Update, _: random.Random) -> Update:
+        header = update.header
+        first = header.sequence == 1  # judges the base, whatever it was trained from
+        version = 0 if first else header.base_version
+        told = [
+            each.model_copy(update={"bits": bits(version, each.bits)}) for each in header.judgements
+        ]
+        return Update(header.model_copy(update={"judgements": tuple(told)}), update.payload)
+
+    return lie
+
+
 def _replay() -> Lie:
     first: list[Update] = []
 

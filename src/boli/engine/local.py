@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,9 +25,19 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from boli.durable import open_private
-from boli.engine.wire import FIGURES, Failing, Joining, Line, pack_message, unpack_message
-from boli.errors import TransportError
+from boli.engine.wire import (
+    FIGURES,
+    Failing,
+    Joining,
+    Line,
+    pack_message,
+    read_joining,
+    unpack_message,
+    unsound,
+)
+from boli.errors import OWN_LOG, TransportError
 from boli.rounds.transport import (
+    DENSE,
     Arrival,
     Delivery,
     Failed,
@@ -35,6 +45,7 @@ from boli.rounds.transport import (
     Left,
     Malformed,
     Measurement,
+    PayloadBytes,
     Version,
     VersionLog,
 )
@@ -83,11 +94,17 @@ class LocalTransport:
     """The coordinator's side: starts nodes, watches them, passes messages."""
 
     def __init__(
-        self, command: NodeCommand, folder: Path, threads: int = 1, versions: Path | None = None
+        self,
+        command: NodeCommand,
+        folder: Path,
+        threads: int = 1,
+        versions: Path | None = None,
+        payload_bytes: PayloadBytes = DENSE,
     ) -> None:
         self._command = command
         self._folder = folder  # one log file a site
         self._threads = threads
+        self._payload_bytes = payload_bytes
         self._seats: dict[str, _Seat] = {}
         self._incoming: queue.SimpleQueue[tuple[_Seat, Line, bytes | None]] = queue.SimpleQueue()
         self._versions_folder = versions  # outlives this process
@@ -97,12 +114,12 @@ class LocalTransport:
         self._versions = VersionLog(views, release, self._versions_folder)
         for site, (_, spans) in views.items():
             entries = sum(stop - start for start, stop in spans)
-            self._seats[site] = _Seat(site, HEADERS_BYTES + 4 * entries)
+            self._seats[site] = _Seat(site, HEADERS_BYTES + self._payload_bytes(entries))
             self._spawn(self._seats[site])
 
     def _spawn(self, seat: _Seat) -> None:
         mine, theirs = socket.socketpair()
-        log = self._folder / f"{seat.site}.log"
+        log = self._log(seat)
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         environment = {
             **os.environ,
@@ -194,15 +211,22 @@ class LocalTransport:
                 case "measure":
                     return Measurement(seat.site, FIGURES.validate_python(body))
                 case "join":
-                    return self._joined(seat, Joining.model_validate(body))
+                    return self._joined(seat, read_joining(body))
                 case "failed":
-                    failed = Failing.model_validate(body)
+                    failed = Failing.model_validate(body).failed(seat.site)
                     seat.failed = True
-                    return Failed(seat.site, failed.problem, failed.hint)
+                    hint = failed.hint.replace(OWN_LOG, self._log_says_more(seat))
+                    return replace(failed, hint=hint)
                 case _:
-                    return Malformed(seat.site, f"unknown kind {kind[:20]!r}")
+                    return Malformed(seat.site, "a message of an unknown kind")
         except (TransportError, ValidationError) as error:
-            return Malformed(seat.site, str(error).splitlines()[0][:200])
+            return unsound(seat.site, error)
+
+    def _log(self, seat: _Seat) -> Path:
+        return self._folder / f"{seat.site}.log"
+
+    def _log_says_more(self, seat: _Seat) -> str:
+        return f"its log says more: {self._log(seat)}"
 
     def _joined(self, seat: _Seat, found: Joining) -> Joined:
         assert self._versions is not None
@@ -226,7 +250,7 @@ class LocalTransport:
         seat.failures += 1
         if seat.failures > RESTARTS_BORNE:
             problem = f"ended {seat.failures} times without an update ({reason})"
-            return Failed(seat.site, problem, f"its log is {self._folder / seat.site}.log")
+            return Failed(seat.site, problem, self._log_says_more(seat))
         seat.restarts += 1
         seat.start_at = time.monotonic() + 0.2 * (2 ** (seat.failures - 1) - 1)
         return Left(seat.site, reason)

@@ -15,10 +15,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from boli.durable import Generations, locked, make_private
-from boli.engine.wire import Line, joining_facts, pack_message, unpack_message
-from boli.errors import BoliError, WorkerLostError
-from boli.rounds.transport import Instruction, Joined, Stop, Version
-from boli.rounds.update import Order, UpdateHeader, Verdict
+from boli.engine.wire import Line, failing_facts, instruction_of, joining_facts, pack_message
+from boli.errors import BoliError, TransportError, WorkerLostError
+from boli.rounds.transport import Instruction, Joined
+from boli.rounds.update import UpdateHeader
 
 LOCK_SECONDS = 5.0  # a node of the process before may need a moment to end
 
@@ -38,16 +38,10 @@ class LocalLink:
             except (EOFError, OSError):
                 # The coordinator is gone. Nothing unfinished counts, so nothing is saved.
                 os._exit(0)
-            kind, body, payload = unpack_message(data)
-            match kind:
-                case "order":
-                    self._arrived.put(Order.model_validate(body))
-                case "verdict":
-                    self._arrived.put(Verdict.model_validate(body))
-                case "delta" | "snapshot":
-                    self._arrived.put(Version(body["version"], kind == "snapshot", payload))
-                case "stop":
-                    self._arrived.put(Stop())
+            try:
+                self._arrived.put(instruction_of(data))
+            except TransportError as error:
+                sys.stderr.write(f"a message that cannot be read: {error}\n")
 
     def join(self, joined: Joined) -> None:
         self._line.send_bytes(pack_message("join", joining_facts(joined)))
@@ -66,9 +60,9 @@ class LocalLink:
     def measure(self, values: Mapping[str, float]) -> None:
         self._line.send_bytes(pack_message("measure", dict(values)))
 
-    def fail(self, problem: str, hint: str) -> None:
-        """Say why this node cannot go on."""
-        self._line.send_bytes(pack_message("failed", {"problem": problem, "hint": hint}))
+    def fail(self, error: BoliError) -> None:
+        """Say that this node cannot go on, and by a code why."""
+        self._line.send_bytes(pack_message("failed", failing_facts(error)))
 
 
 def serve(run_folder: Path, site_name: str, link: LocalLink, restarts: int) -> None:
@@ -102,7 +96,8 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     except BoliError as error:
-        link.fail(error.problem, error.hint)
+        sys.stderr.write(f"{error}\n")
+        link.fail(error)
         return error.exit_code
     return 0
 

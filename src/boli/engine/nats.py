@@ -25,20 +25,23 @@ from pydantic import ValidationError
 
 from boli.codec.facts import unpack_facts
 from boli.engine.identities import HELLO, Access, inbox_of
+from boli.engine.nats_admission import AdmissionControl
 from boli.engine.nats_line import Line
 from boli.engine.nats_seat import Doorkeeper, Seat
 from boli.engine.nats_sender import Sender
 from boli.engine.nats_streams import create_streams, empty_down
 from boli.engine.parts import FETCH_BYTES, Assembler, Label
-from boli.engine.wire import FIGURES, Failing, Joining, pack_message, unpack_message
+from boli.engine.wire import FIGURES, Failing, pack_message, read_joining, unpack_message, unsound
 from boli.errors import CodecError, TransportError
 from boli.rounds.transport import (
+    DENSE,
     Arrival,
     Delivery,
     Failed,
     Left,
     Malformed,
     Measurement,
+    PayloadBytes,
     Refused,
     Version,
     VersionLog,
@@ -70,13 +73,16 @@ class NatsTransport:
         watcher: Access | None = None,
         refused: Callable[[], Sequence[Refused]] = tuple,  # by the server, since the last time
         revoked: Callable[[], Collection[str]] = tuple,  # sites without a key by now
+        payload_bytes: PayloadBytes = DENSE,
     ) -> None:
         self._kit, self._base, self._versions_folder = kit, base, versions
         self._refused, self._revoked, self._looked_at = refused, revoked, 0.0
+        self._payload_bytes = payload_bytes
         self._out: set[str] = set()  # sites whose key was revoked
         self._doorkeeper = Doorkeeper(self._gone)
         self._line = Line(access, self._connected)
         self._watcher = None if watcher is None else Line(watcher, self._watch)
+        self._admission: asyncio.Task[None] | None = None
         self._seats: dict[str, Seat] = {}
         self._arrived: queue.SimpleQueue[Callable[[], Arrival | None]] = queue.SimpleQueue()
         self._versions: VersionLog | None = None
@@ -99,7 +105,7 @@ class NatsTransport:
                     partial(empty_down, site=site),
                     partial(self._not_stored, site),
                 ),
-                Assembler(HEADERS_BYTES + 4 * entries),
+                Assembler(HEADERS_BYTES + self._payload_bytes(entries)),
             )
         self._line.open()
         deadline = time.monotonic() + START_SECONDS
@@ -230,7 +236,8 @@ class NatsTransport:
         for task in self._tasks:
             task.cancel()
         for seat in self._seats.values():
-            await create_streams(client, seat.site, self._kit.run, seat.assembler.largest_bytes)
+            largest_bytes = HEADERS_BYTES + seat.snapshot_bytes  # either way
+            await create_streams(client, seat.site, self._kit.run, largest_bytes)
         # By its full name each: the server pushes only so, and a site that shouts is alone with it.
         for site in self._seats:
             for what, take in (
@@ -310,6 +317,11 @@ class NatsTransport:
         self._out = out
 
     async def _watch(self, client: Client) -> None:
+        # First, and whatever comes of the rest: it makes room for sites.
+        if self._admission is not None:
+            self._admission.cancel()
+        control = AdmissionControl(partial(self._doorkeeper.note, "too many connections"))
+        self._admission = asyncio.ensure_future(control.run(client))
         await self._doorkeeper.watch(client, self._seats.values())
 
     def _gone(self, seat: Seat, reason: str) -> None:
@@ -339,20 +351,20 @@ class NatsTransport:
                 seat.handles.setdefault(header.sequence, []).extend(handles)
                 return Delivery(seat.site, Update(header, payload))
             if kind != "failed":
-                raise TransportError(f"unknown kind {kind[:20]!r}")
-            failing = Failing.model_validate(body)
+                raise TransportError("a message of an unknown kind")
+            failed = Failing.model_validate(body).failed(seat.site)
         except (TransportError, ValidationError) as error:
             self._pardon(seat, handles)
-            return Malformed(seat.site, str(error).splitlines()[0][:200])
+            return unsound(seat.site, error)
         self._pardon(seat, handles)  # it comes seldom
-        return Failed(seat.site, failing.problem, failing.hint)
+        return failed
 
     def _take_join(self, seat: Seat, data: bytes) -> Arrival | None:
         assert self._versions is not None
         try:
-            found = Joining.model_validate(unpack_facts(data))
-        except (CodecError, ValidationError) as error:
-            return Malformed(seat.site, str(error).splitlines()[0][:200])
+            found = read_joining(unpack_facts(data))
+        except (CodecError, TransportError, ValidationError) as error:
+            return unsound(seat.site, error)
         seat.restarts += 1
         seat.joined = True
         self._out.discard(seat.site)  # a revoked key that is still let in is told again

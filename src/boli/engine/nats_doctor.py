@@ -23,10 +23,10 @@ from boli.engine.identities import SERVER_NAME, Access
 from boli.engine.nats_line import Line
 from boli.engine.nats_way import QUIET_ERRORS, trust
 from boli.engine.parts import FETCH_BYTES
-from boli.errors import SiteError, TransportError
+from boli.errors import BoliError, SiteError, TransportError
 from boli.evaluation.units import duration
 from boli.site.doctor import Finding, look_at_disk, look_at_folder, look_at_machine, look_at_text
-from boli.site.kit import Kit, SiteFolder
+from boli.site.kit import Kit, SiteFolder, read_kit
 
 REACH_SECONDS = 30.0  # a line may take five seconds each way, and lose the first tries
 ENTER_SECONDS = 90.0
@@ -61,6 +61,8 @@ def examine(access: Access, folder: SiteFolder) -> Iterator[Finding]:
                         yield from there.measure()
                 else:
                     yield NO_STREAMS
+        except SiteError as error:
+            yield Finding("coordinator", "problem", error.problem, error.hint)
         except TransportError as error:
             yield Finding("line" if kit else "key", "problem", error.problem, error.hint)
     yield from _look_here(folder, kit)
@@ -79,7 +81,7 @@ def _look_here(folder: SiteFolder, kit: Kit | None) -> Iterator[Finding]:
         whole = sum(file.size for file in kit.files)
         try:
             lacking = sum(file.size for file in folder.missing(kit))
-        except SiteError as error:
+        except BoliError as error:
             yield Finding("base", "problem", error.problem, error.hint)
     yield look_at_machine(whole)
     yield look_at_disk(folder.state, lacking)
@@ -154,10 +156,11 @@ class Visit:
         """Return what the coordinator is doing; nothing while it is away.
 
         Raises:
-            TransportError: the line was lost.
+            SiteError: it says what no site can follow.
+            TransportError: the line was lost, or it speaks another protocol.
         """
         answer = self._ask([{"kit": True}])
-        return Kit.model_validate_json(answer[0]) if answer else None
+        return read_kit(answer[0]) if answer else None
 
     def _ask(self, wanted: list[dict[str, Any]]) -> list[bytes]:
         """Ask all at once; empty while the coordinator is away."""
@@ -187,9 +190,15 @@ class Visit:
         trips, ahead = [], 0.0
         for _ in range(3):
             started, now = time.monotonic(), time.time()
-            said = json.loads(self._ask([{"probe": 0}])[0])
+            answer = self._ask([{"probe": 0}])
             trips.append(time.monotonic() - started)
-            ahead = now + trips[-1] / 2 - float(said["time"])
+            try:
+                ahead = now + trips[-1] / 2 - float(json.loads(answer[0])["time"])
+            except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+                raise TransportError(
+                    f"the coordinator's answer cannot be read: {type(error).__name__}",
+                    "tell the coordinator's people",
+                ) from None
         trip = statistics.median(trips)
         down = self._rate(lambda: {"probe": FETCH_BYTES}, trip)
         up = self._rate(lambda: {"probe": 0, "padding": "x" * FETCH_BYTES}, trip)

@@ -36,6 +36,7 @@ from boli.engine.tcp import moves
 from boli.errors import TransportError
 
 DIAL_SECONDS, LONGEST_DIAL_SECONDS = 1.5, 2.5  # between attempts
+LOCAL_DIAL_SECONDS = 0.1  # of the coordinator beside its server: before strangers fill it
 DIALS_AT_ONCE = 12
 SHORT_SECONDS = 2.0  # of a stop after which the old connection may as well go on
 REFUSED_SECONDS = 30.0  # after a key was refused: it may be a server that starts
@@ -216,7 +217,8 @@ class Line:
             KeyRefusedError: the server does not know the key.
         """
         attempts: dict[asyncio.Task[Way], list[socket.socket]] = {}
-        pause = DIAL_SECONDS
+        here = not self.access.name and self.access.address.is_loopback
+        pause = LOCAL_DIAL_SECONDS if here else DIAL_SECONDS
         try:
             while True:
                 if not any(map(moves, attempts.values())) and len(attempts) < DIALS_AT_ONCE:
@@ -235,7 +237,7 @@ class Line:
                         except QUIET_ERRORS as error:
                             self._note(f"{self.access.address}: {reason_of(error)}")
                 await asyncio.sleep(max(0.0, until - self.loop.time()))
-                pause = min(LONGEST_DIAL_SECONDS, pause * 1.1)
+                pause = min(LONGEST_DIAL_SECONDS, pause * (1.5 if here else 1.1))
         finally:
             self._give_up(attempts)
 

@@ -15,7 +15,8 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import nats.errors
@@ -29,27 +30,38 @@ from boli.engine.nats_line import Line
 from boli.engine.nats_sender import Sender
 from boli.engine.nats_way import QUIET_ERRORS
 from boli.engine.parts import FETCH_BYTES, Assembler, Label
-from boli.engine.wire import joining_facts, pack_message, unpack_message
+from boli.engine.wire import (
+    failing_facts,
+    harmless,
+    instruction_of,
+    joining_facts,
+    pack_message,
+)
 from boli.errors import (
     BoliError,
     CorruptFileError,
     LimitError,
+    ModelError,
     NotAcceptedError,
+    SiteError,
     StorageError,
-    TransportError,
 )
 from boli.evaluation.units import size
-from boli.rounds.transport import Instruction, Joined, Rejoin, Stop, Version
-from boli.rounds.update import Order, UpdateHeader, Verdict
-from boli.site.kit import Accept, BaseFile, Kit, SiteFolder
+from boli.rounds.transport import Instruction, Joined, Rejoin, Stop
+from boli.rounds.update import UpdateHeader
+from boli.site.kit import TRIES, Accept, BaseFile, Kit, SiteFolder, read_kit
 
-LARGEST_BYTES = 4 << 30  # of a message from the coordinator, whom the site trusts
+HEADERS_BYTES = 1 << 20  # more than any header needs; a version comes on top
+WARN_SECONDS = 20.0  # between two warnings of messages that cannot be read
 JOIN_SECONDS = 20.0  # until it is said again that the node is there
 FETCH_SECONDS = 60.0
 FETCHES_AT_ONCE = 8
+PAUSE_SECONDS = 1.0  # at least, after a node could not do its work
 AGAIN_SECONDS = 10.0  # after a node could not do its work
 MEASURE_SECONDS = 10.0  # between two measurements that travel: 20 bytes a second
 LEAVE_SECONDS = 10.0  # for the last word of a site that takes no part
+MOST_HEARD = 100  # of what a coordinator says to all
+MOST_LINES = 20  # of one thing that is said to the site's people
 SHOW_SECONDS = 60.0  # between two lines of how training goes
 
 log = logging.getLogger("boli.site")
@@ -62,7 +74,7 @@ class NatsLink:
         self.site, self._line = site, line
         self.sender = Sender(line, f"boli.up.{site}", refused=log.info)
         self._arrived: queue.SimpleQueue[Instruction] = queue.SimpleQueue()
-        self._assembler = Assembler(LARGEST_BYTES)
+        self._assembler = Assembler(HEADERS_BYTES)
         self._seen = -1  # number in the stream of the last message taken
         self._sending = b""  # the last update
         self._start = ""  # the message that the stream began with
@@ -71,6 +83,7 @@ class NatsLink:
         self.serving = False  # a node takes instructions
         self.show: Callable[[Mapping[str, float]], None] = lambda _: None  # live figures, here
         self._gap_at = self._measured_at = 0.0
+        self._warned_at = -math.inf
 
     # The node
 
@@ -112,9 +125,9 @@ class NatsLink:
             self._measured_at = now
             self._line.call(say(client))
 
-    def fail(self, problem: str, hint: str) -> None:
-        """Say why this node cannot go on."""
-        self.sender.replace(pack_message("failed", {"problem": problem, "hint": hint}))
+    def fail(self, error: BoliError) -> None:
+        """Say that this node cannot go on, and by a code why."""
+        self.sender.replace(pack_message("failed", failing_facts(error)))
 
     # The agent, in the line's thread
 
@@ -132,6 +145,10 @@ class NatsLink:
         """Let the node say what it holds, if there is one."""
         if self.serving:
             self._arrived.put(Rejoin())
+
+    def expect(self, entries: int) -> None:
+        """Take messages as large as a version of so many entries is, and no larger ones."""
+        self._assembler.largest_bytes = HEADERS_BYTES + 8 * entries
 
     def put(self, instruction: Instruction) -> None:
         """Give the node an instruction of the agent's own."""
@@ -175,10 +192,12 @@ class NatsLink:
                 self._start = label.message if starts else self._start
                 whole, _ = self._assembler.add(label, message.data, None)
                 if whole is not None:
-                    self._arrived.put(_instruction(whole))
+                    self._arrived.put(instruction_of(whole))
         except Exception as error:
-            # Whatever is not from our coordinator is not worth a node.
-            log.warning("a message that cannot be read: %s", error)
+            # Whatever cannot be read is not worth a node.
+            if time.monotonic() - self._warned_at > WARN_SECONDS:
+                self._warned_at = time.monotonic()
+                log.warning("a message that cannot be read: %s", harmless(str(error)))
         with contextlib.suppress(*QUIET_ERRORS):
             await message.ack()
 
@@ -188,18 +207,6 @@ class NatsLink:
         if now - self._gap_at > JOIN_SECONDS:
             self._gap_at = now
             self.rejoin()
-
-
-def _instruction(data: bytes) -> Instruction:
-    kind, body, payload = unpack_message(data)
-    match kind:
-        case "order":
-            return Order.model_validate(body)
-        case "verdict":
-            return Verdict.model_validate(body)
-        case "delta" | "snapshot":
-            return Version(int(body["version"]), kind == "snapshot", payload)
-    raise TransportError(f"unknown kind {kind[:20]!r}")
 
 
 class Agent:
@@ -212,7 +219,7 @@ class Agent:
         say: Callable[[str], None] = log.info,
         accept: Accept = lambda _words, _refusal: False,  # by the site's people, or for them
     ) -> None:
-        self._folder, self._say, self._accept = folder, say, accept
+        self._folder, self._print, self._accept = folder, say, accept
         self._line = Line(access, self._connected, on_trouble=self._tell)
         self.link = NatsLink(access.name, self._line)
         self._called = threading.Event()  # there may be something to do
@@ -220,7 +227,8 @@ class Agent:
         self._stopping = threading.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._run = ""  # that the node serves
-        self._heard: list[Mapping[str, Any]] = []  # hello and stop, since the last question
+        # Hello and stop, since the last question: what the last ones said is what counts.
+        self._heard: deque[Mapping[str, Any]] = deque(maxlen=MOST_HEARD)
         self._greeted = asyncio.Event()  # a coordinator came
         self._told = ""  # of the line
         self.link.show = self._show
@@ -242,12 +250,12 @@ class Agent:
                 if not self._called.wait(2.0) and time.monotonic() < self._ask_at:
                     continue
                 self._called.clear()
-                kit = self._ask()
+                answer = self._ask()
                 # A question may be lost, and so may a hello.
-                self._ask_at = time.monotonic() + FETCH_SECONDS if kit is None else math.inf
-                if kit is not None and not self._stopping.is_set():
-                    self._say(f"run {kit.run}")
-                    self._serve_run(kit)
+                self._ask_at = math.inf if answer else time.monotonic() + FETCH_SECONDS
+                if answer and not self._stopping.is_set():
+                    with self._survived("the coordinator's kit"):
+                        self._serve_kit(read_kit(answer))
             self._let_leave()
         finally:
             self._line.close()
@@ -267,6 +275,41 @@ class Agent:
             return self._accept(words, refusal)
         finally:
             self.is_asking = False
+
+    @contextlib.contextmanager
+    def _survived(self, what: str) -> Iterator[None]:
+        """Say what ends the block, here in full and to the coordinator by a code; then go on."""
+        try:
+            yield
+        except BoliError as found:
+            error = found
+        except OSError as found:
+            error = storage_error(self._folder.state, found)
+        except MemoryError:
+            error = SiteError("the memory is full", "end other programs", code="memory")
+        except Exception as found:
+            # Whatever a coordinator sends, and whatever a library makes of it: the agent lives.
+            log.exception("%s", what)
+            problem = f"{type(found).__name__}: {found}"
+            error = SiteError(problem, "report this", code="unexpected")
+        else:
+            return
+        self._say(f"{what}: {error}")
+        # A full disk is for the site's people to mend; the coordinator need not give it up.
+        if not isinstance(error, StorageError):
+            self.link.fail(error)
+        if isinstance(error, NotAcceptedError):
+            self._declined = error
+            self._stopping.set()
+        if isinstance(error, LimitError):  # asking again changes nothing: wait for another run
+            return
+        self._stopping.wait(PAUSE_SECONDS)
+        self._called.wait(AGAIN_SECONDS)  # or until a coordinator says hello
+        self._called.set()
+
+    def _say(self, text: str) -> None:
+        """Tell the site's people, in lines that no terminal takes for a command."""
+        self._print("\n".join(map(harmless, text.splitlines()[:MOST_LINES])))
 
     def _tell(self, trouble: str) -> None:
         """Say what the line's trouble is, once for as long as it stays so."""
@@ -292,6 +335,11 @@ class Agent:
         self._called.set()
         self._line.soon(self._greeted.set)  # no need to wait for an answer
 
+    def _serve_kit(self, kit: Kit) -> None:
+        self._say(f"run {kit.run}")
+        with self._survived(f"run {kit.run}"):
+            self._serve_run(kit)
+
     def _serve_run(self, kit: Kit) -> None:
         """Fetch what lacks, and let a node work until the run is over."""
         link = self.link
@@ -306,38 +354,25 @@ class Agent:
             if not is_over:
                 with locked(self._folder.run_folder(kit), "the run of this site", 5.0):
                     node = self._folder.open_node(kit, link)
+                    link.expect(node.work.layout.size)
                     link.serving = True
                     if self._stopping.is_set():
                         node.work.close()
                     else:
                         node.run()
             self._say(f"run {kit.run} is over, or paused at the coordinator; waiting")
-        except (BoliError, OSError) as found:
-            error = (
-                storage_error(self._folder.state, found) if isinstance(found, OSError) else found
-            )
-            self._say(f"run {kit.run}: {error}")
-            # A full disk is for the site's people to mend; the coordinator need not give it up.
-            if not isinstance(error, StorageError):
-                link.fail(error.problem, error.hint)
-            if isinstance(error, NotAcceptedError):
-                self._declined = error
-                self._stopping.set()
-            elif not isinstance(error, LimitError):  # which asking again does not change
-                self._stopping.wait(AGAIN_SECONDS)
-                self._called.set()
         finally:
             link.serving, self._run = False, ""
+            link.expect(0)
             link.clear()
 
     def _is_over(self, said: Mapping[str, Any]) -> bool:
         """Tell whether what the coordinator said ends the run that the node serves."""
         return said.get("stop") == self._run or (said.get("hello") or self._run) != self._run
 
-    def _ask(self) -> Kit | None:
-        """Return what there is to do, or nothing while the coordinator is away."""
-        answer = self._line.call(self._ask_for_kit()).result()
-        return Kit.model_validate_json(answer) if answer else None
+    def _ask(self) -> bytes:
+        """Return what the coordinator says there is to do; empty while it is away."""
+        return bytes(self._line.call(self._ask_for_kit()).result())
 
     async def _ask_for_kit(self) -> bytes:
         """Ask what there is to do; a coordinator that says hello meanwhile has not heard it."""
@@ -369,25 +404,34 @@ class Agent:
         """
         folder = self._folder
         lacking = folder.missing(kit)
+        altered = 0
         if lacking:
+            folder.make_room(kit, lacking)
             self._say(f"fetching the base, {size(sum(file.size for file in lacking))}")
         for file in lacking:
             while True:
                 if self._stopping.is_set() or self._called.is_set():
                     return False
                 offset = folder.fetched_bytes(kit, file)
-                if offset < file.size:
+                try:
+                    if offset >= file.size:
+                        folder.finish_file(kit, file)
+                        break
                     pieces = self._line.call(self._fetch(file, offset)).result()
                     for piece in pieces:
                         folder.add_piece(kit, file, piece)
+                except CorruptFileError as error:
+                    altered += 1
+                    if altered == TRIES:
+                        raise ModelError(
+                            f"{file.name} of the base arrived altered {TRIES} times",
+                            "tell the coordinator's people",
+                            code="model.refused",
+                        ) from error
+                    self._say(str(error))
+                else:
                     if not pieces:
                         self._stopping.wait(1.0)
-                    continue
-                try:
-                    folder.finish_file(kit, file)
-                    break
-                except CorruptFileError as error:
-                    self._say(str(error))
         return True
 
     async def _fetch(self, file: BaseFile, offset: int) -> list[bytes]:
@@ -412,9 +456,10 @@ class Agent:
 
     async def _on_hello(self, message: Msg) -> None:
         """Take note that a coordinator is there with a run, or that a run is over."""
-        with contextlib.suppress(ValueError, AttributeError):
-            said = json.loads(message.data)
-            is_hello = said.get("hello") is not None
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):
+            heard = json.loads(message.data)
+            said = {word: str(heard[word])[:100] for word in ("hello", "stop") if heard.get(word)}
+            is_hello = "hello" in said
             if not self.link.serving:
                 self._heard.append(said)  # first: a run may be about to be served
             if is_hello and said["hello"] == self._run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -56,7 +57,8 @@ class Doorkeeper:
     """Hears from the server who comes and goes, those without a key too."""
 
     gone: Callable[[Seat, str], None]  # its last connection ended, and why
-    _strangers: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)  # addresses
+    # Kind, how many, and the address of one.
+    _strangers: queue.SimpleQueue[tuple[str, int, str]] = field(default_factory=queue.SimpleQueue)
 
     async def watch(self, client: Client, seats: Iterable[Seat]) -> None:
         """Note from now on which connections each site has; it may have had some before."""
@@ -76,14 +78,18 @@ class Doorkeeper:
             seat.watched = True
             if not seat.connections:  # it went while nobody watched
                 self.gone(seat, "")
-        await note_strangers(client, self._strangers.put)
+        await note_strangers(client, lambda address: self.note("no handshake", 1, address))
+
+    def note(self, kind: str, count: int, address: str) -> None:
+        """Count strangers who were turned away, until `turned_away` is asked."""
+        self._strangers.put((kind, count, address))
 
     def turned_away(self) -> Iterator[Refused]:
-        """Yield, as one, those who came since the last time without shaking hands."""
-        number, address = 0, ""
+        """Yield, as one of each kind, those who were turned away since the last time."""
+        counts, addresses = Counter[str](), dict[str, str]()
         with contextlib.suppress(queue.Empty):
             while True:
-                address = self._strangers.get_nowait()
-                number += 1
-        if number:
-            yield Refused("no handshake", "", number, address)
+                kind, count, addresses[kind] = self._strangers.get_nowait()
+                counts[kind] += count
+        for kind, count in counts.items():
+            yield Refused(kind, "", count, addresses[kind])

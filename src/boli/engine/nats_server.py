@@ -26,6 +26,7 @@ from boli.engine.nats_settings import settings
 from boli.errors import TransportError
 
 START_SECONDS = 20.0
+TAKEN_SECONDS = 6.0  # for one that runs to answer
 STOP_SECONDS = 10.0
 RELOAD_SECONDS = 0.5
 STORE_BYTES = 20 << 30  # for all streams, where the disk has it and they need no more
@@ -96,7 +97,8 @@ class Server:
             TransportError: the address is taken, or the server does not start.
         """
         binary = server_binary()
-        if running(self.folder) is None:
+        taken = running(self.folder)
+        if taken is None:
             if _answers(self.address):
                 raise TransportError(
                     f"another program listens on {self.listen}",
@@ -105,7 +107,16 @@ class Server:
             self._spawn(binary)
         else:
             reload(self.folder)
-        self._wait()
+        try:
+            self._wait(START_SECONDS if taken is None else TAKEN_SECONDS)
+        except TransportError:
+            if taken is None:
+                raise
+            # Strangers may have taken all of its places while nobody looked after it. They lose
+            # them with it, and whoever is on this machine is first at the next one.
+            self._end(taken)
+            self._spawn(binary)
+            self._wait(START_SECONDS)
         self._guard = threading.Thread(target=self._watch, args=(binary,), daemon=True)
         self._guard.start()
 
@@ -149,8 +160,8 @@ class Server:
                 start_new_session=True,  # Ctrl-C is for the coordinator, who stops the server
             )
 
-    def _wait(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         while not self._shakes_hands():
             ended = self._process is not None and self._process.poll() is not None
             if ended or time.monotonic() > deadline:
@@ -198,8 +209,10 @@ class Server:
         if self._guard is not None:
             self._guard.join()
         pid = running(self.folder) or (self._process.pid if self._process else None)
-        if pid is None:
-            return
+        if pid is not None:
+            self._end(pid)
+
+    def _end(self, pid: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,12 +22,22 @@ from boli.engine.identities import (
 
 PART_BYTES = 16 << 10  # of a message in the streams: half a second at 256 kbit/s
 LARGEST_MESSAGE_BYTES = 128 << 10  # also of what is not in parts
-MOST_CONNECTIONS = 512  # also of those that have not shown a key yet
+# Also of those that have not shown a key yet, with 20 kB each; nats_admission looks after them.
+MOST_CONNECTIONS, LEAST_CONNECTIONS = 4096, 256
+STORE_FILES = 1024  # that the server can have open for its streams, whoever connects
 SITE_CONNECTIONS = 8  # of one site: a new one comes in while the server still waits for old ones
 SITE_SUBSCRIPTIONS = 100
 # How long the server keeps the way for an answer. That a part is stored may take long on a poor
 # disk; an acknowledgement is not answered at all, and could ask for very many ways.
 STORED, ACKNOWLEDGED = '"60s"', '"2s"'
+
+
+def most_connections() -> int:
+    """Return how many connections the server takes: no more than it can have files open."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # the server raises its own soft limit
+    if hard == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS
+    return max(LEAST_CONNECTIONS, min(MOST_CONNECTIONS, hard - STORE_FILES))
 
 
 def settings(folder: Path, listen: Address, identities: Identities, store_bytes: int) -> str:
@@ -47,7 +58,7 @@ logfile_max_num: 3
 max_payload: {LARGEST_MESSAGE_BYTES}
 max_pending: 16MB
 no_fast_producer_stall: true
-max_connections: {MOST_CONNECTIONS}
+max_connections: {most_connections()}
 max_subscriptions: 1000
 write_deadline: "120s"
 ping_interval: "60s"

@@ -21,6 +21,7 @@ from boli.errors import ModelError
 from boli.model.layout import Layout
 from boli.plan import AdapterPlan, LocalStepsPlan, Plan, SitePlan, available_cores
 from boli.plan_rounds import OneWayPlan
+from boli.pretrained import load_config
 
 MESSAGE_BYTES = 150  # of facts around a payload: 130 up, 170 down, measured
 PROCESS_BYTES = 450_000_000  # Python, torch and transformers before any model
@@ -68,7 +69,7 @@ def forecast(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> Forecast:
     """Return what a plan will do on this machine.
 
     Raises:
-        ModelError: the base is not there.
+        ModelError: the base is not there, or its tokenizer loses text of a site.
     """
     from boli.model.adapter import adapter_layout
 
@@ -96,7 +97,7 @@ def forecast(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> Forecast:
         * steps.sequence_length,
         pretrain_seconds=pretrain,
         train_seconds=train,
-        notes=tuple(_notes(plan, splits)),
+        notes=(*_notes(plan, splits), *_lost(plan, splits)),
     )
 
 
@@ -115,7 +116,7 @@ def _empty_model(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> tuple
     else:
         assert base.path is not None
         try:
-            config = transformers.AutoConfig.from_pretrained(base.path)
+            config = load_config(base.path)
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"there is no base model at {base.path}",
@@ -249,6 +250,50 @@ def _notes(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> list[str]:
                     f"site {site.name} has only {len(split.test)} test lines of {language}: "
                     "differences of a few percent will mean little"
                 )
+    if plan.evaluation.every_rounds >= plan.rounds.total:
+        notes.append(
+            "only the last version is judged, so no earlier one can be exported in its place: "
+            f"evaluation.every_rounds {plan.evaluation.every_rounds} is not below rounds.total "
+            f"{plan.rounds.total}"
+        )
+    if len(plan.site) == 2:
+        notes.append(
+            "of two sites neither is a majority: one that lies about its judgements can keep "
+            "a better version from being exported"
+        )
     if not plan.model.base.text:
         notes.append("model.base.text is empty: forgetting of the base language is not judged")
+    return notes
+
+
+def _lost(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> list[str]:
+    """Say how much of the sites' text the base's tokenizer loses.
+
+    Raises:
+        ModelError: it is too much, or the tokenizer cannot be loaded.
+    """
+    import transformers
+
+    from boli.evaluation.metrics import check_tokenizer
+
+    origin = plan.model.base.path
+    if origin is None:  # ours works on bytes
+        return []
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(origin, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelError(
+            f"cannot load the tokenizer of {origin}: {type(error).__name__}",
+            "model.base.path needs a folder with a tokenizer, or a hub id",
+        ) from error
+    notes = []
+    for site in plan.site:
+        for language, split in splits[site.name].items():
+            lines = [*split.train, *split.tuning, *split.test]
+            share = check_tokenizer(tokenizer, lines, f"site {site.name} in {language}")
+            if share:
+                notes.append(
+                    f"{share:.2%} of the bytes of site {site.name} in {language} are not in the "
+                    "tokenizer's alphabet: counted at 8 bits each"
+                )
     return notes

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boli.evaluation.card import WARNING, exported_sentences
 from boli.evaluation.plots import NUM_COLORS, plots
-from boli.evaluation.units import bits, count, duration, percent, size, utc
+from boli.evaluation.units import SPACE, bits, count, duration, percent, signed, size, utc
 
 if TYPE_CHECKING:
     import jinja2
@@ -35,6 +36,7 @@ def templates() -> jinja2.Environment:
     )
     environment.filters |= {
         "bits": bits,
+        "signed": signed,
         "count": count,
         "duration": duration,
         "percent": percent,
@@ -47,7 +49,7 @@ def templates() -> jinja2.Environment:
 def page(figures: Figures) -> str:
     """Return the page of a run; `figures` are those of report.json."""
     environment = templates()
-    environment.filters["verdict"] = verdict
+    environment.filters |= {"verdict": verdict, "change": _change}
     colors = {code: f"series{k % NUM_COLORS}" for k, code in enumerate(figures["languages"])}
     tested = [each["before"]["test"] for each in figures["languages"].values()]
     tested += [each["after"]["test"] for each in figures["languages"].values()]
@@ -56,9 +58,16 @@ def page(figures: Figures) -> str:
         colors=colors,
         largest=max((value for value in tested if value is not None), default=1.0),
         summary=list(summary(figures)),
+        warnings=[s for s in _exported(figures) if s.startswith(WARNING)],
         plots=plots(figures, colors),
+        sites={name: f"series{k % NUM_COLORS}" for k, name in enumerate(figures["sites"])},
         settings=list(_settings(figures["plan"]["settings"])),
     )
+
+
+def _change(ratio: float | None) -> str:
+    """Return a ratio as a change."""
+    return "–" if ratio is None else f"{signed((ratio - 1) * 100, 1)}{SPACE}%"
 
 
 def verdict(change_percent: float | None) -> str:
@@ -87,6 +96,7 @@ def summary(figures: Figures) -> Iterator[str]:
             yield f"What ended it: {figures['failure']}."
     elif figures["status"] == "running":
         yield f"The run goes on: {figures['version']} of {total} rounds are done."
+    yield from (sentence for sentence in _exported(figures) if not sentence.startswith(WARNING))
     yield from _outcome(figures, ours)
     base = figures["forgetting"]
     if base and base["change_percent"] is not None:
@@ -96,6 +106,13 @@ def summary(figures: Figures) -> Iterator[str]:
     if (figures["preparation_seconds"] or 0) >= 1:
         spent += f" after {duration(figures['preparation_seconds'])} of preparation"
     yield f"{spent}; {size(sent['up'])} went up from the sites and {size(sent['down'])} down."
+    yield _vouched(figures["journal"])
+
+
+def _exported(figures: Figures) -> Iterator[str]:
+    """Yield which version is exported; nothing before there is one."""
+    if figures["exported"] is not None:
+        yield from exported_sentences(figures["exported"])
 
 
 def _outcome(figures: Figures, ours: Sequence[str]) -> Iterator[str]:
@@ -104,7 +121,7 @@ def _outcome(figures: Figures, ours: Sequence[str]) -> Iterator[str]:
     benched = [name for name, site in figures["sites"].items() if site["benched"]]
     if benched:
         who = f"Site{'s' if len(benched) > 1 else ''} {listed(benched)}"
-        yield f"{who} got no more orders, as updates were refused again and again."
+        yield f"{who} {'were' if len(benched) > 1 else 'was'} suspended: no more orders were given."
     if mean["change_percent"] is None:
         yield "No test part has been judged since, so there is no gain to tell of yet."
         return
@@ -118,6 +135,24 @@ def _outcome(figures: Figures, ours: Sequence[str]) -> Iterator[str]:
     worse = [code for code, change in each.items() if change >= 0.05]
     if worse and len(each) > 1:
         yield f"Not every language gained: {listed(worse)} became worse."
+
+
+def _vouched(journal: Figures) -> str:
+    """Say whether the journal that all of this is from is the one that was written."""
+    if not journal["whole"]:
+        return f"The journal cannot be vouched for: {journal['problem']}."
+    if not journal["sealed"]:
+        return "The journal was never signed: an older version of boli wrote it."
+    rest = journal["lines"] - journal["sealed"]
+    whose = "this machine's key" if journal["own_key"] else "key"
+    return (
+        f"The first {plural(journal['sealed'], 'line')} of the journal are signed by {whose} "
+        + (
+            f"{journal['key']}; {count(rest)} after them are not."
+            if rest
+            else f"{journal['key']}, and no line comes after them."
+        )
+    )
 
 
 def _forgotten(base: Figures) -> str:

@@ -13,7 +13,7 @@ from boli.evaluation.units import size
 Figures = Mapping[str, Any]
 
 WIDTHS = {"wide": 720, "narrow": 340}  # pixels; the page shows the one that fits
-PLOTS = ("curve", "loss", "bytes", "timeline")
+PLOTS = ("curve", "loss", "norm", "direction", "bytes", "timeline")
 STRIP, BAR, TEXT = 48, 10, 12  # pixels: a site's strip in a plot, a bar in it, letters
 KINDS = (("idle", 0.6, 2), ("evaluate", 0.45, 12), ("train", 1.0, 12))  # opacity, pixels
 UNITS = ((1, "seconds"), (60, "minutes"), (3600, "hours"), (86400, "days"))
@@ -38,6 +38,15 @@ def plots(figures: Figures, colors: Mapping[str, str]) -> dict[str, dict[str, st
         ]
         for code in colors
     }
+    names = {name: f"series{k % NUM_COLORS}" for k, name in enumerate(figures["sites"])}
+    norm, direction = (
+        {
+            name: [(each[0], each[column]) for each in rounds if each[column] is not None]
+            for name, rounds in _comparisons(figures).items()
+        }
+        for column in (1, 3)
+    )
+    norm = {name: [(x, y) for x, y in points if y > 0] for name, points in norm.items()}
     found: dict[str, dict[str, str]] = {plot: {} for plot in PLOTS}
     for name, width in WIDTHS.items():
         with matplotlib.rc_context():
@@ -46,6 +55,8 @@ def plots(figures: Figures, colors: Mapping[str, str]) -> dict[str, dict[str, st
             drawn = {
                 "curve": _lines(curve, colors, width),
                 "loss": _lines(loss, colors, width),
+                "norm": _lines(norm, names, width, logarithmic=True),
+                "direction": _lines(direction, names, width),
                 "bytes": _bars(figures["sites"], colors, width),
                 "timeline": _timeline(figures, colors, width),
             }
@@ -54,6 +65,10 @@ def plots(figures: Figures, colors: Mapping[str, str]) -> dict[str, dict[str, st
                     matplotlib.rcParams["svg.hashsalt"] = f"{plot} {name}"  # ids differ on a page
                     found[plot][name] = _svg(figure)
     return found
+
+
+def _comparisons(figures: Figures) -> dict[str, Any]:
+    return {name: site["comparison"]["rounds"] for name, site in figures["sites"].items()}
 
 
 def _sentinel(color: str) -> str:
@@ -90,15 +105,20 @@ def _svg(figure: Any) -> str:
 
 
 def _lines(
-    series: Mapping[str, Sequence[tuple[float, float]]], colors: Mapping[str, str], width: int
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    colors: Mapping[str, str],
+    width: int,
+    *,
+    logarithmic: bool = False,
 ) -> Any:
-    """Draw one line a language over versions, its code at its end."""
+    """Draw one line a language or site over versions, its name at its end."""
     from matplotlib.ticker import MaxNLocator
 
     series = {code: points for code, points in series.items() if points}
     if max(map(len, series.values()), default=0) < 2:
         return None  # a point is no line
-    height, right = 140 + width // 5, 44
+    height = 140 + width // 5
+    right = min(width // 3, 23 + 7 * max(map(len, series)))
     figure, axes = _axes(width, height, 38, right, 42)
     few = max(map(len, series.values())) <= width // 24
     for number, (code, points) in enumerate(series.items()):
@@ -108,7 +128,13 @@ def _lines(
     axes.margins(x=0.02, y=0.08)
     axes.grid(axis="y", color=_sentinel("grid"), lw=1)
     axes.xaxis.set_major_locator(MaxNLocator(width // 60, integer=True, min_n_ticks=1))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    if logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.tick_params(which="minor", length=0)
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel("round", fontsize=TEXT, color=_sentinel("muted"))
     axes.get_ylim()  # settles the limits, on which the next line depends
     ends = sorted(

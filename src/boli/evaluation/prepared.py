@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from datetime import date
 from pathlib import Path
 from typing import Any
 
+from boli.corpus.consent import consent_date
 from boli.corpus.facts import STEPS
 from boli.durable import write_file
 from boli.evaluation.page import listed, plural, templates
@@ -101,7 +101,7 @@ def _missing(allowed: Mapping[str, Any]) -> Iterator[str]:
         yield "no licence is named"
     if "training" not in allowed["purposes"]:
         yield "no consent to training"
-    if allowed["expires"] and allowed["expires"] < date.today().isoformat():
+    if allowed["expires"] and allowed["expires"] < consent_date().isoformat():
         yield "consent has expired"
     if allowed["residency"] == "premises":
         yield "the limit is the premises"

@@ -13,6 +13,7 @@ from typing import Any
 
 from boli.durable import is_locked, write_file
 from boli.errors import RunError
+from boli.evaluation.card import exported_figures
 from boli.evaluation.page import page
 from boli.evaluation.told import Lane, Told, made
 from boli.journal import (
@@ -22,6 +23,8 @@ from boli.journal import (
     read_journal,
 )
 from boli.model.layout import Layout
+from boli.rounds.integrity import verify
+from boli.signature import own_fingerprint
 
 SCHEMA = 1
 FLOAT32_BYTES = 4
@@ -39,6 +42,7 @@ def figures(folder: Path) -> dict[str, Any]:
     prepared = _read_json(folder / "run.json")
     sites = {site["name"]: _site(told, site) for site in plan["site"]}
     languages, forgetting = _languages(told, plan)
+    own = own_fingerprint()
     curves = {code: _curve(told, code) for code in languages}
     found = {
         "schema": SCHEMA,
@@ -48,6 +52,7 @@ def figures(folder: Path) -> dict[str, Any]:
         "status": _status(folder, told),
         "failure": told.failure,
         "mode": plan["rounds"]["mode"],
+        "journal": verify(folder, None, own=own, signer=own, checkpoint=False).facts(),
         "version": told.version,
         "num_entries": Layout.from_description(prepared["layout"]).size,
         "started": told.first,
@@ -57,6 +62,8 @@ def figures(folder: Path) -> dict[str, Any]:
         "languages": languages,
         "mean": _mean(languages),
         "forgetting": forgetting,
+        "exported": None if told.exported is None else exported_figures(told.exported),
+        "judged_versions": _judged_versions(told),
         "sites": sites,
         "rounds": _rounds(told, sites),
         "curve": {code: points for code, points in curves.items() if points},
@@ -143,8 +150,10 @@ def _language(told: Told, language: str, sites: list[str]) -> dict[str, Any]:
     for part in ("tuning", "test"):
         by_version = _judgements(told, language, part, base=not sites)
         last = max((version for version in by_version if version), default=None)
+        if told.exported is not None and last is not None:
+            last = told.exported.version  # also where nobody judged it
         first = by_version.get(0, {})
-        now = first if last is None else by_version[last]
+        now = first if last is None else by_version.get(last, {})
         both = [site for site in now if site in first]
         judged = [now[site] for site in both or now]
         found["before"][part] = _weighed(first[site] for site in both)
@@ -188,6 +197,8 @@ def _curve(told: Told, language: str) -> list[list[float | int | None]]:
     latest: dict[str, Evaluated] = {}
     points: list[list[float | int | None]] = []
     for version, by_site in sorted(_judgements(told, language, "tuning", base=False).items()):
+        if version in told.restored:
+            continue  # its point is there already, at the round that made it
         latest |= by_site
         step = told.rounds.get(version)
         tokens = step[1].tokens if step else None if version else 0
@@ -223,8 +234,73 @@ def _site(told: Told, site: Mapping[str, Any]) -> dict[str, Any]:
         "staleness": {"mean": _ratio(sum(ages), len(ages)), "max": max(ages, default=None)},
         "rejected": dict(refused),
         "benched": told.benched.get(name),
+        "comparison": _comparison(told, name),
         "restarts": sum(count for (owner, _), count in told.restarts.items() if owner == name),
     }
+
+
+def _judged_versions(told: Told) -> list[dict[str, Any]]:
+    """Return the versions that were judged for export, in order, each by the round that made it."""
+    return [
+        {
+            "version": version,
+            "made": _made(told, version),
+            "score": event.score,
+            "sites": event.sites,
+            "kept": event.kept,
+        }
+        for version, event in sorted(told.judged_versions.items())
+    ]
+
+
+def _made(told: Told, version: int) -> int:
+    restored = told.restored.get(version)
+    return version if restored is None else restored.restored
+
+
+def _comparison(told: Told, site: str) -> dict[str, Any]:
+    """Return how a site's updates and judgements stand beside those of the others."""
+    rounds = _compared(told, site) or _norms(told, site)
+    shares = [norm / bound for _, norm, bound, _, _ in rounds if norm and bound]
+    cosines = [cosine for _, _, _, cosine, _ in rounds if cosine is not None]
+    judged = [
+        event.sites[site]
+        for _, event in sorted(told.judged_versions.items())
+        if site in event.sites
+    ]
+    return {
+        "norm_of_bound": {
+            "mean": _ratio(sum(shares), len(shares)),
+            "max": max(shares, default=None),
+        },
+        "cosine": {"mean": _ratio(sum(cosines), len(cosines)), "min": min(cosines, default=None)},
+        "judged_percent": (judged[-1] - 1) * 100 if judged else None,
+        "offences": max((offences for *_, offences in rounds), default=0),
+        "rounds": [list(each) for each in rounds],
+    }
+
+
+# version, norm, bound, cosine, offences so far
+Compared = tuple[int, float | None, float | None, float | None, int]
+
+
+def _compared(told: Told, site: str) -> list[Compared]:
+    return [
+        (version, it.get("norm"), it.get("bound"), it.get("cosine"), int(it.get("offences") or 0))
+        for version, event in sorted(told.compared.items())
+        if (it := event.sites.get(site)) is not None
+    ]
+
+
+def _norms(told: Told, site: str) -> list[Compared]:
+    """Return the same of a run that compared nothing: what its updates say of themselves."""
+    found: list[Compared] = []
+    offences = 0
+    for update in sorted((u for u in told.updates if u.site == site), key=made):
+        offences += update.scaled < 1
+        bound = update.norm * update.scaled if update.scaled < 1 else None
+        found.append((made(update), update.norm, bound, None, offences))
+    return found
 
 
 def _rounds(told: Told, sites: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -260,7 +336,8 @@ def _bytes_of_round(
         up[update.site] += update.bytes_up
     last = version == told.version  # what follows it is only to judge it
     down = {
-        name: told.bytes_down[name, version - 1] + (told.bytes_down[name, version] if last else 0)
+        name: told.bytes_down[name, version - 1]
+        + sum(told.bytes_down[name, judged] for judged in (version, *told.restored) if last)
         for name in up
     }
     return {"bytes_up": up, "bytes_down": down}

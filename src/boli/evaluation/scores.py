@@ -16,6 +16,7 @@ class Score:
     num_bytes: int
     base: float
     adapted: float
+    lost_share: float = 0.0  # of the bytes, that the base's tokens do not give back: 8 bits each
 
 
 def evaluate(adapter: str | Path, text: Sequence[str | Path]) -> list[Score]:
@@ -36,5 +37,8 @@ def evaluate(adapter: str | Path, text: Sequence[str | Path]) -> list[Score]:
         with base.without_adapter():
             before = bits_per_byte(base.model, base.tokenizer, lines, base.max_length)
         after = bits_per_byte(base.model, base.tokenizer, lines, base.max_length)
-        scores.append(Score(path, len(lines), after.bytes, before.per_byte, after.per_byte))
+        score = Score(
+            path, len(lines), after.bytes, before.per_byte, after.per_byte, after.lost_share
+        )
+        scores.append(score)
     return scores

@@ -18,8 +18,12 @@ from boli.journal import (
     RunStarted,
     SiteBenched,
     SiteJoined,
+    SitesCompared,
     UpdateAccepted,
     UpdateRejected,
+    VersionExported,
+    VersionJudged,
+    VersionRestored,
 )
 
 SLACK_SECONDS = 1.0  # by which the journal's clock and a site's may disagree
@@ -83,6 +87,10 @@ class Told:
     num_lines: dict[str, Any] = field(default_factory=dict)
     bytes_down: Counter[tuple[str, int]] = field(default_factory=Counter)  # by site, version
     benched: dict[str, str] = field(default_factory=dict)
+    compared: dict[int, SitesCompared] = field(default_factory=dict)  # by version
+    judged_versions: dict[int, VersionJudged] = field(default_factory=dict)  # by version
+    restored: dict[int, VersionRestored] = field(default_factory=dict)  # by the new version
+    exported: VersionExported | None = None
     restarts: dict[tuple[str, int], int] = field(default_factory=dict)  # by site and resumes
     told_at: dict[tuple[str, str], int] = field(default_factory=dict)  # line of each answer
     line: int = 0  # the one that is being taken in
@@ -140,6 +148,14 @@ class Told:
                 self.rounds[event.version] = (self.now, event)
             case SiteBenched(site, reason):
                 self.benched[site] = reason
+            case SitesCompared() as event:
+                self.compared[event.version] = event
+            case VersionJudged() as event:
+                self.judged_versions[event.version] = event
+            case VersionRestored() as event:
+                self.restored[event.version] = event
+            case VersionExported() as event:
+                self.exported = event
             case event:
                 self._tell_of_site(event)
 
@@ -178,8 +194,13 @@ class Told:
             self._stop(before, asked=False)
         last = event.version
         self.stops[-1] |= {"resumed": self.now, "version": last, "corrupt": event.corrupt}
-        self.finished = None
+        self.finished = self.exported = None
         self.rounds = {key: value for key, value in self.rounds.items() if key <= last}
+        self.compared = {key: value for key, value in self.compared.items() if key <= last}
+        self.judged_versions = {
+            key: value for key, value in self.judged_versions.items() if key <= last
+        }
+        self.restored = {key: value for key, value in self.restored.items() if key <= last}
         self.judged = {key: value for key, value in self.judged.items() if key[3] <= last}
         for key, answer in list(self.answers.items()):
             if isinstance(answer, UpdateAccepted) and self.told_at[key] >= event.since:

@@ -24,6 +24,11 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}{SPACE}%".replace("-", "−")
 
 
+def signed(value: float | None, digits: int = 2) -> str:
+    """Return a number with its sign."""
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
 def size(num_bytes: float | None) -> str:
     """Return bytes in the unit that reads best; 1 kB is 1000 bytes."""
     if num_bytes is None:

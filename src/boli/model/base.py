@@ -23,6 +23,7 @@ from boli.errors import ModelError, StorageError
 from boli.model.adapter import attach
 from boli.model.local_steps import LocalSteps, PackedText, computes_in_half, token_lines
 from boli.plan import AdapterPlan, BasePlan, LocalStepsPlan, MicroPlan
+from boli.pretrained import folder_of, load_model, load_part
 
 BUILD_SECONDS = 3600.0  # that a process waits while another builds the same base
 MICRO_FORMAT = 1  # of the folder that a micro-LLM is cached in; part of its hash
@@ -83,9 +84,12 @@ def load_base(
         options["quantization_config"] = _four_bits(dtype)
         options["device_map"] = {"": device}
     check_origin(origin)
+    folder = folder_of(origin)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(origin)
-        model = transformers.AutoModelForCausalLM.from_pretrained(origin, **options)
+        tokenizer = load_part(transformers.AutoTokenizer, folder)
+        model, found = load_model(
+            transformers.AutoModelForCausalLM, folder, output_loading_info=True, **options
+        )
     except (
         OSError,
         ValueError,
@@ -100,6 +104,9 @@ def load_base(
             "model.base.path needs a folder with config.json, weights and a tokenizer, or a hub "
             "id that this machine can download",
         ) from error
+    if found["missing_keys"]:  # they would be random numbers, others at every site
+        first = min(found["missing_keys"])
+        raise ModelError(f"the weights of {origin} lack {first}", "copy the whole folder again")
     if plan.quantize == "none":
         model = model.to(device) if placed else model
     else:

@@ -18,6 +18,7 @@ from boli.model.adapter import LoraLinear, adapter_layout, attach, target_module
 from boli.model.base import Base, best_device
 from boli.model.layout import Vector
 from boli.plan import AdapterPlan
+from boli.pretrained import ADAPTER_CONFIG, CONVERT, folder_of, load_model, load_part, refused
 
 WHOLE = "boli.json"  # beside a whole model: which base it was trained from
 
@@ -124,7 +125,7 @@ def load_adapter(folder: Path) -> Adapted:
 
     transformers.utils.logging.disable_progress_bar()
     whole = folder / WHOLE
-    config = whole if whole.is_file() else folder / "adapter_config.json"
+    config = whole if whole.is_file() else folder / ADAPTER_CONFIG
     if not config.is_file():
         raise ModelError(
             f"there is no adapter in {folder}",
@@ -134,11 +135,13 @@ def load_adapter(folder: Path) -> Adapted:
     try:
         named = json.loads(config.read_text(encoding="utf-8"))
         origin = str(named["base" if config == whole else "base_model_name_or_path"])
-        plain = transformers.AutoModelForCausalLM.from_pretrained(origin).to(best_device())
-        tokenizer = transformers.AutoTokenizer.from_pretrained(origin)
+        place = folder_of(origin)
+        plain = load_model(transformers.AutoModelForCausalLM, place).to(best_device())
+        tokenizer = load_part(transformers.AutoTokenizer, place)
         if config == whole:
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder).to(best_device())
+            model = load_model(transformers.AutoModelForCausalLM, folder).to(best_device())
             return Adapted(model, tokenizer, origin, plain)
+        _refuse_adapter_code(folder, named)
         model = PeftModel.from_pretrained(plain, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -147,3 +150,15 @@ def load_adapter(folder: Path) -> Adapted:
             "base_model_name_or_path in adapter_config.json must name the base",
         ) from error
     return Adapted(model, tokenizer, origin)
+
+
+def _refuse_adapter_code(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse an adapter that names modules for PEFT to import, or whose weights are pickled."""
+    for key in ("auto_mapping", "megatron_config"):
+        if config.get(key) is not None:
+            raise refused(
+                f"the adapter in {folder} sets {key}, which names code to import",
+                f"remove {key} from its {ADAPTER_CONFIG}",
+            )
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise refused(f"the adapter in {folder} has no adapter_model.safetensors", CONVERT)

@@ -1,8 +1,9 @@
 """The one way by which text of a record leaves this machine.
 
-`send` asks for every single record whether it may go, here and at this moment; whatever is
-unknown denies. What goes is in the egress log, on the disk, before the first byte is sent, and
-the log's head is noted in the pool.
+`send` asks for every single record whether it may go, here and at this moment: by what was noted
+when it was prepared, and by what its source says now. The stricter counts, and whatever is unknown
+denies. What goes is in the egress log, on the disk, before the first byte is sent, and the log's
+head is noted in the pool.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
-from typing import Any, get_args
+from typing import Any
 
-from boli.corpus.consent import REGION, Residency, why_not
+from boli.corpus.consent import LIMITS, REGION, Terms, consent_date, effective, why_not
 from boli.corpus.record import Record, content_hash
 from boli.errors import BoliError, PoolError
 from boli.plan import LANGUAGE, NAME
@@ -37,8 +38,13 @@ FORMS = {
     "region": f"({REGION})?",
     "content_hash": r"[0-9a-f]{64}",
 }
+NOT_AS_NOTED = "its licence or region is another than when it was prepared"
+NOTED_BEFORE = ": so it was noted when it was prepared, and its source.toml allows it now"
 ERASED = "erased from this pool before"
 TEXT_ERASED = "its text was erased from this pool"
+
+# What the sources of records allow at this moment; a sentence where that is not known.
+TermsNow = Callable[[Sequence[Record]], Sequence[Terms | str]]
 
 
 @dataclass
@@ -67,7 +73,31 @@ def check_site(site: str) -> None:
 
 
 def why_stay(record: Record, pool: Description, today: date) -> str:
-    """Return why a record may not go into a pool; empty where it may."""
+    """Return why a record may not go into a pool by what it says itself; empty where it may."""
+    return _out_of_form(record) or _denied(_noted(record), pool, today)
+
+
+def judged(record: Record, now: Terms | str, pool: Description, today: date) -> tuple[Record, str]:
+    """Return a record with the terms that it may go under; or why it may not go.
+
+    `now` is what its source allows at this moment, or a sentence where that is not known.
+    """
+    if reason := _out_of_form(record):
+        return record, reason
+    noted = _noted(record)
+    as_noted = _denied(noted, pool, today)
+    if isinstance(now, str):
+        return record, as_noted or now
+    as_now = _denied(now, pool, today)
+    if as_noted:
+        return record, as_noted if as_now else as_noted + NOTED_BEFORE
+    terms = effective(noted, now)
+    if _denied(terms, pool, today):
+        return record, as_now or NOT_AS_NOTED
+    return replace(record, **asdict(terms)), ""
+
+
+def _out_of_form(record: Record) -> str:
     for name, form in FORMS.items():
         value = getattr(record, name)
         if not isinstance(value, str) or not re.fullmatch(form, value):
@@ -75,18 +105,26 @@ def why_stay(record: Record, pool: Description, today: date) -> str:
     for name in ("text", "source", "contact", "licence", "personal", "pipeline"):
         if not _is_text(getattr(record, name)):
             return f"its {name} is not in form"
-    if record.residency not in get_args(Residency):
+    if record.residency not in LIMITS:
         return "its residency is unknown"
     if not record.text or len(record.text) > TOO_LARGE:
         return "its text is empty or too long"
     if content_hash(record.text) != record.content_hash:
         return "its text is not what was prepared"
+    return ""
+
+
+def _noted(record: Record) -> Terms:
+    return Terms(**{each.name: getattr(record, each.name) for each in fields(Terms)})
+
+
+def _denied(terms: Terms, pool: Description, today: date) -> str:
     return why_not(
-        purposes=record.purposes,
-        expires=record.expires,
-        licence=record.licence,
-        residency=record.residency,
-        region=record.region,
+        purposes=terms.purposes,
+        expires=terms.expires,
+        licence=terms.licence,
+        residency=terms.residency,
+        region=terms.region,
         pool_region=pool.region,
         licences=frozenset(pool.licences),
         today=today,
@@ -102,7 +140,12 @@ def _is_text(value: object) -> bool:
 
 
 def send(
-    pool: Pool, site: str, records: Sequence[Record], log: EgressLog, today: date | None = None
+    pool: Pool,
+    site: str,
+    records: Sequence[Record],
+    log: EgressLog,
+    terms_now: TermsNow,
+    today: date | None = None,
 ) -> Sent:
     """Put those records into the pool that may go there; says what became of each.
 
@@ -114,7 +157,6 @@ def send(
     """
     check_site(site)
     sent = Sent()
-    allowed = _allowed(pool.description, records, today or date.today(), sent)
     erasures: int | None = None  # when a commit was refused
     for _ in retrying(pool):
         try:
@@ -127,6 +169,8 @@ def send(
             if pool.erasing is not None:
                 continue
             erasures = pool.erasures
+            # Asked anew each time: to wait for an erase can take long.
+            allowed = _allowed(pool.description, records, terms_now, today, sent)
             # Read after the snapshot: an erase in between makes the commit below a conflict.
             going = _going(pool, site, allowed, sent)
             if going:
@@ -188,6 +232,7 @@ def would_send(
     pool: Pool,
     site: str,
     records: Sequence[Record],
+    terms_now: TermsNow,
     earlier: Mapping[str, str],  # id to content hash, of what would have gone before
 ) -> Sent:
     """Say what `send` would do as the pool is now, and send nothing.
@@ -198,20 +243,26 @@ def would_send(
     """
     check_site(site)
     sent = Sent()
-    allowed = _allowed(pool.description, records, date.today(), sent)
+    allowed = _allowed(pool.description, records, terms_now, None, sent)
     going = _going(pool, site, allowed, sent, earlier)
     sent.added = [record.id for record in going]
     return sent
 
 
 def _allowed(
-    pool: Description, records: Sequence[Record], today: date, sent: Sent
+    pool: Description,
+    records: Sequence[Record],
+    terms_now: TermsNow,
+    today: date | None,
+    sent: Sent,
 ) -> dict[str, Record]:
     """Return the records that may go, by id; the others stay, with a reason."""
     often = Counter(record.id for record in records)
+    today = today or consent_date()
     allowed = {}
-    for record in records:
-        reason = why_stay(record, pool, today)
+    sent.stayed.clear()
+    for noted, now in zip(records, terms_now(records), strict=True):
+        record, reason = judged(noted, now, pool, today)
         if not reason and often[record.id] > 1:
             reason = "its id is there twice"
         if reason:

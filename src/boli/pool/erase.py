@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,8 @@ def _find_takers(pool: Pool, found: Found, done: Erased) -> None:
 def _was_given(pool: Pool, taker: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
     licences = frozenset(pool.description.licences)
     language, region = taker.get("language", ""), taker.get("region", "")
-    day = date.fromisoformat(taker["time"][:10])
+    # By a clock in any time zone: rather one too many is listed.
+    day = date.fromisoformat(taker["time"][:10]) - timedelta(days=1)
     return any(
         language in ("", row["language"]) and not why_not_given(row, licences, region, day)
         for row in rows

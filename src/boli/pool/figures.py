@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import date
 
+from boli.corpus.consent import consent_date
 from boli.corpus.signatures import signature_in_form
 from boli.corpus.similar import similar
 from boli.pool.ledger import read
@@ -36,7 +36,7 @@ def figures(pool: Pool, *, duplicates: bool = True) -> Figures:
     Raises:
         PoolError: the pool cannot be reached.
     """
-    told, today = Figures(pool.version), date.today()
+    told, today = Figures(pool.version), consent_date()
     counts: dict[str, Counter[str]] = {name: Counter() for name in COLUMNS}
     sizes: dict[str, Counter[str]] = {name: Counter() for name in COLUMNS}
     signatures: dict[str, list[bytes]] = defaultdict(list)

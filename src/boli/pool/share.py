@@ -6,19 +6,21 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from boli.corpus.consent import Terms
 from boli.corpus.record import Record, read_records
 from boli.corpus.signatures import signature_in_form
 from boli.corpus.similar import SignatureIndex
+from boli.corpus.source_state import UNKNOWN
 from boli.corpus.survey import Survey
 from boli.durable import storage_error, sync_folder
 from boli.pool.card import write_card
-from boli.pool.egress import Sent, check_site, send, sweep_up, would_send
+from boli.pool.egress import Sent, TermsNow, check_site, send, sweep_up, would_send
 from boli.pool.egress_log import EgressLog
 from boli.pool.ledger import steady
 from boli.pool.table import Pool, site_key
@@ -57,8 +59,9 @@ def share(
     """Put the records of a prepared folder into the pool that may go there.
 
     Near duplicates of other sites' records are found before any text goes, by signatures that
-    are read from the pool. What a source allows is read from its source.toml at this moment,
-    where the source is still there. A dry run sends nothing, and writes no report.
+    are read from the pool. What sources allow is read from their source.toml for each batch of
+    records; where they are not on this machine, nothing goes. A dry run sends nothing, and writes
+    no report.
 
     Raises:
         CorpusError: this is no prepared folder.
@@ -106,14 +109,14 @@ class _Sending:
         """
         told, stayed, again = Shared(), list[dict[str, Any]](), False
         moved, survey = set[str](), Survey.load(folder)
-        for noted in read_records(folder, ROWS_AT_ONCE):
-            records = [survey.told_now(record) for record in noted] if survey else noted
+        for records in read_records(folder, ROWS_AT_ONCE):
             reasons = {
                 record.id: reason
                 for record in records
                 if (reason := self.repeats.get(record.id) or _poor(record, self.max_quality_bits))
             }
-            sent = self._send([record for record in records if record.id not in reasons])
+            asked = [record for record in records if record.id not in reasons]
+            sent = self._send(asked, partial(_terms_now, survey))
             again |= not moved.isdisjoint(sent.replaced)
             moved |= sent.moved
             reasons |= sent.stayed
@@ -124,13 +127,22 @@ class _Sending:
             stayed += _rows_of_report(staying, reasons, sent.held)
         return told, stayed, again
 
-    def _send(self, records: list[Record]) -> Sent:
+    def _send(self, records: list[Record], terms_now: TermsNow) -> Sent:
         if not self.dry_run:
-            return send(self.pool, self.site, records, self.log)
-        sent = steady(self.pool, partial(would_send, self.pool, self.site, records, self.would))
+            return send(self.pool, self.site, records, self.log, terms_now)
+        would = partial(would_send, self.pool, self.site, records, terms_now, self.would)
+        sent = steady(self.pool, would)
         going = set(sent.added)
         self.would |= {one.id: one.content_hash for one in records if one.id in going}
         return sent
+
+
+def _terms_now(survey: Survey | None, records: Sequence[Record]) -> list[Terms | str]:
+    """Return what the sources of records allow at this moment."""
+    if survey is None:
+        return [UNKNOWN] * len(records)
+    state = survey.state()
+    return [state.terms_of(record.source) for record in records]
 
 
 def _rows_of_report(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from boli.corpus.consent import REGION, why_not
+from boli.corpus.consent import REGION, consent_date, why_not
 from boli.corpus.record import RECORDS, Record, schema_of
 from boli.durable import storage_error, sync_folder, write_file
 from boli.errors import PoolError
@@ -128,9 +128,9 @@ def why_not_given(row: dict[str, Any], licences: frozenset[str], region: str, to
 def _given(
     batch: pyarrow.RecordBatch, pool: Pool, region: str, taken: Taken
 ) -> list[dict[str, Any]]:
-    given, licences = [], frozenset(pool.description.licences)
+    given, licences, today = [], frozenset(pool.description.licences), consent_date()
     for row in batch.to_pylist():
-        reason = why_not_given(row, licences, region, date.today())
+        reason = why_not_given(row, licences, region, today)
         if reason:
             taken.stayed[reason] += 1
         else:

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from boli.codec.codec import Codec, Decay, DenseCodec, decode_frame, encode_frame
+from boli.codec.codec import (
+    Codec,
+    Decay,
+    DenseCodec,
+    at_density,
+    decode_frame,
+    encode_frame,
+)
 from boli.codec.entries import Entries
 from boli.errors import CodecError
 from boli.journal import Evaluated, Event, UpdateRejected
@@ -65,6 +72,7 @@ class BufferedStrategy:
     max_tokens_per_step: int
     outer: OuterOptimizer
     spans: Mapping[str, Spans]  # by site
+    uplink: Codec = field(default_factory=DenseCodec)  # of updates; no other is decoded
     downlink: Codec = field(default_factory=DenseCodec)
     downlink_decay: Decay = field(default_factory=Decay)  # of what versions do not carry yet
     cohorts: Cohorts | None = None  # where all members of a cohort share a support
@@ -160,14 +168,21 @@ class BufferedStrategy:
             return Entries(0, np.zeros(0, np.float32))
         spans = self.spans[delivery.site]
         length = sum(stop - start for start, stop in spans)
-        agreed = None if self.cohorts is None else self.cohorts.agreed(state, spans)
         try:
-            frame = decode_frame(payload, header.layout, length, agreed)
+            frame = decode_frame(payload, header.layout, length, self._codec_of(state, delivery))
         except CodecError as error:
             return Rejection("malformed", error.problem)
         if frame.base_version != header.base_version or frame.rank != header.rank:
             return Rejection("malformed", "header and payload do not agree")
         return frame.entries
+
+    def _codec_of(self, state: ServerState, delivery: Delivery) -> Codec:
+        """Return the codec that made an honest update: what it would not make costs no work."""
+        if self.cohorts is not None:
+            return self.cohorts.agreed(state, self.spans[delivery.site])
+        order = state.sites[delivery.site].outstanding
+        density = 0.0 if order is None else order.density
+        return at_density(self.uplink, density, delivery.update.header.base_version)
 
     def _add(
         self, state: ServerState, delivery: Delivery, entries: Entries, sums: Sums | None
@@ -341,4 +356,5 @@ def _take_judgements(state: ServerState, delivery: Delivery) -> tuple[ServerStat
         )
         for judgement in header.judgements
     ]
+    state = replace(state, selection=state.selection.hear(name, version, header.judgements))
     return state.with_site(name, judged=version, judged_sequence=header.sequence), events

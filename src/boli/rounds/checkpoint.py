@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from boli.codec.support import Support
 from boli.durable import Generations
 from boli.errors import CorruptFileError
+from boli.rounds.best import JudgedVersion, Selection
 from boli.rounds.update import Folded, ServerState, SiteProgress
 
 SCHEMA = 1
@@ -43,9 +44,35 @@ def to_parts(state: ServerState) -> tuple[dict[str, NDArray[Any]], dict[str, Any
         "tokens": state.tokens,
         "journal_seq": state.journal_seq,
     }
+    if state.journal_hash:
+        facts["journal_hash"] = state.journal_hash
     if state.support is not None:
         facts["support"] = state.support.model_dump(mode="json")
+    if state.selection.base or state.selection.open:
+        facts["selection"] = _selection_facts(state.selection)
+        thetas = {"open": state.selection.open_theta, "best": state.selection.best_theta}
+        arrays |= {f"{name}_theta": theta for name, theta in thetas.items() if theta is not None}
     return arrays, facts
+
+
+def _selection_facts(selection: Selection) -> dict[str, Any]:
+    return {
+        "base": dict(selection.base),
+        "open": None if selection.open is None else selection.open.model_dump(mode="json"),
+        "kept": [each.model_dump(mode="json") for each in selection.kept],
+        "restored": sorted(selection.restored.items()),
+    }
+
+
+def _selection(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> Selection:
+    return Selection(
+        base=facts["base"],
+        open=None if facts["open"] is None else JudgedVersion.model_validate(facts["open"]),
+        open_theta=arrays.get("open_theta"),
+        kept=tuple(JudgedVersion.model_validate(each) for each in facts["kept"]),
+        best_theta=arrays.get("best_theta"),
+        restored=dict(facts["restored"]),
+    )
 
 
 def from_parts(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> ServerState:
@@ -77,7 +104,12 @@ def from_parts(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> 
         norms=tuple(facts["norms"]),
         tokens=facts["tokens"],
         journal_seq=facts["journal_seq"],
+        selection=_selection(arrays, facts["selection"]) if "selection" in facts else Selection(),
+        journal_hash=facts.get("journal_hash", ""),
     )
+
+
+Found = tuple[ServerState, list[Path]]  # the newest that is whole, and the corrupt ones after it
 
 
 class CheckpointStore:
@@ -94,7 +126,7 @@ class CheckpointStore:
         """
         self._generations.save(*to_parts(state))
 
-    def load(self) -> tuple[ServerState, list[Path]] | None:
+    def load(self) -> Found | None:
         """Return the newest whole checkpoint and the corrupt files passed over.
 
         Past a corrupt one, every site is asked anew: it may have answered orders that

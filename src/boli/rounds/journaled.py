@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from boli.errors import SiteError
-from boli.journal import CopyRead, Event, Journal, RoundStepped, UpdateAccepted, read_journal
+from boli.journal import (
+    CopyRead,
+    Event,
+    Journal,
+    RoundStepped,
+    UpdateAccepted,
+    VersionExported,
+    VersionJudged,
+    read_journal,
+)
+from boli.rounds.best import JudgedVersion
 from boli.rounds.transport import Delivery, Joined
 from boli.rounds.update import MOST_COPIES, Copy, Order, ServerState, copies_digest
 
@@ -38,6 +48,28 @@ def update_accepted(
 def round_stepped(state: ServerState, num_updates: int, norm: float, seconds: float) -> Event:
     """Return the journal's line on a step."""
     return RoundStepped(state.version, num_updates, state.tokens, norm, seconds)
+
+
+def version_judged(state: ServerState, judged: JudgedVersion, kept: bool) -> Event:
+    """Return the journal's line on a version whose judgement is complete."""
+    score = state.selection.score(judged, state.active)
+    ratios = {site: float(f"{ratio:.6g}") for site, ratio in sorted(judged.ratios.items())}
+    return VersionJudged(judged.version, ratios, score, kept)
+
+
+def version_exported(state: ServerState, last: int) -> VersionExported:
+    """Return the journal's line on the version that becomes the adapter: the current one."""
+    selection, active = state.selection, state.active
+    judged = selection.open or JudgedVersion(version=state.version)
+    voters = selection.voters(active)
+    return VersionExported(
+        state.version,
+        selection.made(state.version),
+        last,
+        selection.score(judged, active),
+        sum(site in judged.ratios for site in voters),
+        len(voters),
+    )
 
 
 @dataclass

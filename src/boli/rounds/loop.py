@@ -21,10 +21,11 @@ from boli.journal import (
     SiteJoined,
     SiteLeft,
     UpdateRejected,
+    VersionRestored,
 )
 from boli.rounds.buffer import BufferedStrategy
 from boli.rounds.checkpoint import CheckpointStore
-from boli.rounds.journaled import CopiesRead, round_stepped
+from boli.rounds.journaled import CopiesRead, round_stepped, version_judged
 from boli.rounds.refusals import Refusals
 from boli.rounds.schedule import Schedule
 from boli.rounds.transport import (
@@ -38,7 +39,7 @@ from boli.rounds.transport import (
     Refused,
     Transport,
 )
-from boli.rounds.update import Order, Release, ServerState
+from boli.rounds.update import Order, Release, ServerState, Vector
 
 REJECTIONS_BORNE = 3  # in a row, before a site is benched
 
@@ -101,12 +102,15 @@ class Rounds:
         state, verdicts, events = self.strategy.fold(state, deliveries)
         releases = []
         while self.strategy.ready(state):
-            num_updates = len(state.folded)
+            num_updates, theta = len(state.folded), state.theta
             state, release, norm = self.strategy.step(state)
             seconds = self.clock() - self._started
             events.append(round_stepped(state, num_updates, norm, seconds))
+            state = self._select(state, theta, events)
             releases.append(release)
         state = self._bench(self._hold_against(state, arrivals, events), events)
+        state, restored = self._restore(before, state, events)
+        releases += restored
         state, shrunk = self._hurry(state)
         state, orders = self.schedule.issue(state)
         state, reopened = self._reopen(state, joined, orders)
@@ -123,6 +127,40 @@ class Rounds:
             self.transport.answer(verdict)
         self._send([*reopened, *orders, *shrunk])
         return state
+
+    def _select(self, state: ServerState, before: Vector, events: list[Event]) -> ServerState:
+        """Note which version may be exported; `before` (d,) is the one that was left."""
+        selection, settled = state.selection.follow(
+            before, state.version, state.active, self.schedule.every_rounds, self.schedule.total
+        )
+        if settled is not None:
+            events.append(version_judged(state, *settled))
+        return replace(state, selection=selection)
+
+    def _restore(
+        self, before: ServerState, state: ServerState, events: list[Event]
+    ) -> tuple[ServerState, list[Release]]:
+        """Once all have judged the last version, make an earlier one of it that they find better.
+
+        It has a number of its own, and is judged like any last version.
+        """
+        if self.schedule.finished(before) or not self.schedule.finished(state):
+            return state, []
+        selection = state.selection
+        ratio = selection.better_than_last(state.active)
+        if selection.open is not None:
+            judged = selection.score(selection.open, state.active) is not None
+            events.append(version_judged(state, selection.open, judged and ratio is None))
+        if ratio is None:
+            return state, []
+        version, earlier = state.version + 1, selection.kept[-1].version
+        selection, theta = selection.restore(state.theta, version)
+        events.append(VersionRestored(version, selection.made(earlier), ratio))
+        state = replace(state, version=version, theta=theta, selection=selection, unsent=None)
+        for name in state.sites:
+            state = state.with_site(name, finished=False)
+        self._made_at = None
+        return state, [Release(version, state.layout, theta)]
 
     def _tell(self, event: Event) -> None:
         """Journal an event, or count it: no site fills the disk by being wrong."""
@@ -147,10 +185,14 @@ class Rounds:
         return arrival
 
     def _save(self, state: ServerState) -> ServerState:
-        """Bring the journal and then the state to the disk."""
-        state = replace(state, journal_seq=self.journal.seq)
+        """Bring the journal, then the state, and then the journal's head to the disk.
+
+        Each knows of no more than the one before: whatever a crash leaves fits together.
+        """
+        state = replace(state, journal_seq=self.journal.seq, journal_hash=self.journal.last)
         self.journal.sync()
         self.checkpoints.save(state)
+        self.journal.seal(state.run, state.version, state.journal_seq)
         return state
 
     def _hold_against(

@@ -22,7 +22,7 @@ class Schedule:
     local_steps: int  # H, for a site of median speed
     synchronous: bool
     speed_aware: bool
-    every_rounds: int  # between judgements of the tuning part
+    every_rounds: int  # between versions whose tuning part is judged
     densities: tuple[float, float] = (0.0, 0.0)  # bounds of what the codec sends
     min_local_steps: int = 1  # of any order that trains
 
@@ -97,19 +97,19 @@ class Schedule:
             density=self._density(state, site) if steps else 0.0,
             position=min(1.0, state.version / self.total),
             position_step=1.0 / (self.total * max(1, steps)),
-            evaluate=self._parts(state, site),
+            evaluate=self._parts(state, name, site),
             first=site.judged < 0,
             returned=site.returned,
             support=state.support if steps else None,
         )
 
-    def _parts(self, state: ServerState, site: SiteProgress) -> tuple[Part, ...]:
-        first = site.judged < 0
-        if first or state.version >= self.total:
+    def _parts(self, state: ServerState, name: str, site: SiteProgress) -> tuple[Part, ...]:
+        if site.judged < 0 or state.version >= self.total:
             return ("tuning", "test")
-        # Also counted in the site's own orders, so that a slow site does not mostly judge.
-        due = min(state.version - site.judged, site.sequence + 1 - site.judged_sequence)
-        return ("tuning",) if due >= self.every_rounds else ()
+        # Counted in the site's own orders, so that a slow site does not mostly judge.
+        trained = site.sequence + 1 - site.judged_sequence
+        due = self.synchronous or trained >= (self.every_rounds + 1) // 2
+        return ("tuning",) if due and state.selection.wants(name) else ()
 
     def _steps(self, state: ServerState, site: SiteProgress) -> int:
         """Let work and way take all sites about the same time: H steps at the median, clamped."""

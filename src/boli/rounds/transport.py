@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from boli.codec.codec import HEADER_BYTES
+from boli.codec.codec import HEADER_BYTES, DenseCodec
 from boli.durable import read_tensors, write_tensors
 from boli.errors import CorruptFileError
 from boli.rounds.update import (
@@ -24,6 +24,9 @@ from boli.rounds.update import (
     Verdict,
     take,
 )
+
+PayloadBytes = Callable[[int], int]  # the most bytes of an update of so many entries
+DENSE: PayloadBytes = DenseCodec().payload_bytes
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,10 @@ class VersionLog:
             StorageError: the folder cannot be written.
         """
         self.release = release
+        if release.step is None:  # it is an earlier version again, and goes out as a snapshot
+            self._frames, self._digests = {}, {}
+            self._note(release)
+            return
         self._note(release)
         for rank, spans in dict(self.views.values()).items():
             frame = release.delta_frame(rank, spans)
@@ -191,10 +198,11 @@ class VersionLog:
             self._write(self.folder)
 
     def step_for(self, site: str) -> Version:
-        """Return the last step, for a node that holds the version before."""
+        """Return the last step, for a node that holds the version before; or the whole version."""
         rank, _ = self.views[site]
         version = self.release.version
-        return Version(version, False, self._frames[rank, version])
+        frame = self._frames.get((rank, version))
+        return self.snapshot_for(site) if frame is None else Version(version, False, frame)
 
     def snapshot_for(self, site: str) -> Version:
         """Return the whole version, for a node that missed some."""

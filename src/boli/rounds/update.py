@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from boli.codec.codec import EXACT, DenseCodec, encode_frame
 from boli.codec.facts import pack_facts
 from boli.codec.support import Support
+from boli.errors import TransportError
+from boli.rounds.best import Selection
 
 Vector = NDArray[np.float32]
 Sums = NDArray[np.int64]
@@ -23,20 +25,40 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Short = Annotated[str, Field(max_length=100)]
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Rank = Annotated[int, Field(ge=1, le=2**15)]
 
+PROTOCOL: int = 1  # raised by what a peer must understand; other additions are ignored by it
 
 MOST_COPIES = 100  # of pools, that one site reads in one run
 SEQUENCES_SKIPPED = 1_000_000  # far above what a site can answer between two checkpoints
 
 
 class Message(BaseModel):
-    """A header on the wire: frozen, JSON, unknown fields refused."""
+    """A header on the wire: frozen, JSON; fields of newer peers are ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     def facts(self) -> dict[str, Any]:
         """Return what travels: whatever is not at its default."""
         return self.model_dump(mode="json", exclude_defaults=True)
+
+
+def check_protocol(said: Mapping[str, Any], who: str) -> None:
+    """Refuse a peer of another protocol, before anything else that it says is read.
+
+    Raises:
+        TransportError: it speaks another one.
+    """
+    theirs = said.get("protocol", 1)
+    if theirs == PROTOCOL and isinstance(theirs, int):
+        return
+    is_newer = isinstance(theirs, int) and theirs > PROTOCOL
+    spoken = str(theirs) if isinstance(theirs, int) and abs(theirs) < 10**6 else "an unknown one"
+    raise TransportError(
+        f"{who} speaks protocol {spoken}, this boli speaks {PROTOCOL}",
+        "update boli here" if is_newer else "update boli there",
+        code="protocol",
+    )
 
 
 class Order(Message):
@@ -48,10 +70,10 @@ class Order(Message):
     attempt: Count = 0
     base_version: Count
     layout: Short
-    rank: int | None = None
+    rank: Rank | None = None
     local_steps: Count  # 0: only evaluate
     at_most: Count = 0  # local steps of the first attempt; an answer to it is welcome too
-    density: Finite = 0.0  # share of the entries to send; 0: as the plan says
+    density: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the entries to send; 0: as planned
     position: Finite = 0.0  # of the run when it starts, 0 to 1: the learning-rate schedule
     position_step: Finite = 0.0  # of the run, per local step
     evaluate: tuple[Part, ...] = ()  # judged at base_version, before training
@@ -79,7 +101,7 @@ class UpdateHeader(Message):
     attempt: Count = 0
     base_version: Count
     layout: Short
-    rank: int | None = None
+    rank: Rank | None = None
     local_steps: Count  # done
     tokens: Count
     loss: Finite = 0.0  # mean over the local steps, nats per token
@@ -140,7 +162,7 @@ class Release:
     version: int
     layout: str
     theta: Vector  # (d,)
-    step: Vector | None = None  # (d,), theta_before - step = theta; None for the first
+    step: Vector | None = None  # (d,), theta_before - step = theta; None: no step leads here
     frame: bytes = b""  # that holds the whole step
 
     def delta_frame(self, rank: int | None, spans: Spans) -> bytes:
@@ -178,6 +200,8 @@ def norm_of(vector: Vector) -> float:
 class SiteProgress(Message):
     """What the coordinator remembers of one site."""
 
+    model_config = ConfigDict(extra="forbid")  # of a checkpoint, nothing is ignored
+
     rank: int | None = None
     sequence: int = 0  # of the last order issued
     outstanding: Order | None = None
@@ -200,6 +224,8 @@ class SiteProgress(Message):
 
 class Folded(Message):
     """An update that is in the partial sum."""
+
+    model_config = ConfigDict(extra="forbid")
 
     site: str
     sequence: int
@@ -228,6 +254,8 @@ class ServerState:
     norms: tuple[float, ...] = ()  # of the last rounds' updates
     tokens: int = 0
     journal_seq: int = 0  # lines of the journal that this state knows of
+    selection: Selection = field(default_factory=Selection)  # which version is exported
+    journal_hash: str = ""  # of the last of them; empty: written before hashes were kept
 
     def with_site(self, name: str, **values: object) -> ServerState:
         """Return a copy in which one site's progress has these values."""

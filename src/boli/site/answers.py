@@ -71,8 +71,9 @@ class Answers:
         Raises:
             StorageError: it cannot be noted.
         """
-        facts = {"limits": limits, "order": order, "problem": error.problem, "hint": error.hint}
-        self._note("refused", run, plan=digest, **facts)
+        facts = {"limits": limits, "order": order, "code": error.code}
+        words = {"problem": error.problem, "hint": error.hint}
+        self._note("refused", run, plan=digest, **facts, **words)
 
     def is_accepted(self, run: str, digest: str) -> bool:
         """Tell whether a plan was accepted, whatever came of its orders."""
@@ -90,7 +91,8 @@ class Answers:
             if line.get("answer") == "accepted":
                 found = None
             elif line.get("answer") == "refused" and line.get("limits") == limits:
-                found = LimitError(str(line.get("problem")), str(line.get("hint")))
+                words = (str(line.get(key, "")) for key in ("problem", "hint", "code"))
+                found = LimitError(*words)
         return found
 
 

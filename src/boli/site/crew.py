@@ -75,7 +75,8 @@ class _Worker:
                 "the site's log has its last words; its memory, or its GPU's, may be too small",
             )
         if "problem" in said:
-            raise SiteError(f"process {self.rank} of the site: {said['problem']}", said["hint"])
+            problem = f"process {self.rank} of the site: {said['problem']}"
+            raise SiteError(problem, said["hint"], said["code"])
 
 
 class Crew:

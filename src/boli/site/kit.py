@@ -5,22 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 
 from boli.corpus.sources import read_split
 from boli.durable import Generations, make_private, open_private, storage_error, sync_folder
-from boli.errors import CorruptFileError, LimitError, NotAcceptedError, SiteError
+from boli.errors import (
+    CorruptFileError,
+    LimitError,
+    ModelError,
+    NotAcceptedError,
+    PlanError,
+    SiteError,
+    StorageError,
+)
 from boli.evaluation.units import size
+from boli.model.base_check import LARGEST_BASE_BYTES, MOST_FILES, check_base, is_allowed_name
 from boli.plan import Plan, SitePlan
 from boli.plan_file import plan_from_tables
 from boli.pool.pins import note_pins
+from boli.pretrained import revision_of
 from boli.rounds.transport import NodeLink
-from boli.rounds.update import Message, Order
+from boli.rounds.update import PROTOCOL, Count, Message, Order, check_protocol
 from boli.site import answers, limits
 from boli.site.answers import Answers, in_words
 from boli.site.limits import Limits, OrderCheck, SentBytes
@@ -30,31 +41,42 @@ Accept = Callable[[str, LimitError | None], bool]  # the plan in words, and what
 
 READ_BYTES = 1 << 20
 STATE = ("runs", "bases", "sent", "lock", limits.FILE, answers.FILE)  # what the folder holds
+SPARE_DISK_BYTES = 1 << 30  # left free when a base is fetched
+TRIES = 3  # to fetch a file that arrives altered
 # Of these sections of a plan a site is told only what it works by.
 TOLD = {
     "corpus": ("held_out",),
     "rounds": ("mode", "total", "local_steps", "min_local_steps", "speed_aware", "seed"),
     "base": ("language", "quantize"),
 }
-BASE_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")  # data only, never code
 
 
 class BaseFile(Message):
     """One file of the base: what it is called, and what it must be."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,150}$")
-    size: int = Field(ge=0)  # bytes
+    size: int = Field(ge=0, le=LARGEST_BASE_BYTES)  # bytes
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class Kit(Message):
     """All that a site is told of a run; its text and its state are its own."""
 
+    protocol: Count = 1
     run: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,60}$")
     plan: dict[str, Any]  # tables, as in plan.json
-    files: tuple[BaseFile, ...] = ()  # of the base; none: the plan names a hub id
-    origin: str = ""  # the hub id
-    num_sites: int = Field(0, ge=0)  # of the plan, where it names one alone; 0: it names all
+    files: tuple[BaseFile, ...] = Field((), max_length=MOST_FILES)  # of the base
+    # Where the coordinator has the base from, for people to read: a site fetches it by digests.
+    origin: str = Field("", pattern=r"^([A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?)?$")
+    revision: str = Field("", pattern=r"^([0-9a-f]{40})?$")
+    num_sites: Count = 0  # of the plan, where it names one alone; 0: it names all
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [file.name.lower() for file in self.files]  # some disks know no case
+        if len(set(names)) < len(names):
+            raise ValueError("a file of the base is there twice")
+        return self
 
     def for_site(self, site: str) -> Kit:
         """Return what one site is told: its own part of the plan, and no path of the coordinator.
@@ -106,16 +128,63 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def kit_of(run: str, plan: Plan, origin: str) -> Kit:
-    """Return the kit of a run whose base is the folder or hub id `origin`."""
-    folder, files = Path(origin), []
-    if folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            if path.is_file() and path.suffix in BASE_SUFFIXES:
-                size = path.stat().st_size
-                files.append(BaseFile(name=path.name, size=size, sha256=sha256_of(path)))
+def kit_of(run: str, plan: Plan, base: Path, origin: str = "") -> Kit:
+    """Return the kit of a run whose base is in a folder; `origin` is its id at a hub, or a folder.
+
+    Raises:
+        ModelError: sites would refuse the base.
+    """
+    files = []
+    for path in sorted(base.iterdir()):
+        if path.is_file() and is_allowed_name(path.name):
+            size = path.stat().st_size
+            files.append(BaseFile(name=path.name, size=size, sha256=sha256_of(path)))
+    check_base(base, [file.name for file in files])
     tables = json.loads(plan.model_dump_json())
-    return Kit(run=run, plan=tables, files=tuple(files), origin="" if files else origin)
+    at_hub = {} if Path(origin).is_dir() else {"origin": origin, "revision": revision_of(base)}
+    return Kit(protocol=PROTOCOL, run=run, plan=tables, files=tuple(files), **at_hub)
+
+
+def read_kit(data: bytes) -> Kit:
+    """Read what a coordinator answered; fields that only a newer boli knows are ignored.
+
+    Raises:
+        SiteError: it is none that a site can follow.
+        TransportError: the coordinator speaks another protocol.
+    """
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _bad_kit(f"it is no JSON ({type(error).__name__})") from None
+    return kit_from(said)
+
+
+def kit_from(said: object) -> Kit:
+    """Return the kit that a coordinator's JSON says; see `read_kit`.
+
+    Raises:
+        SiteError: it is none that a site can follow.
+        TransportError: the coordinator speaks another protocol.
+    """
+    if not isinstance(said, dict):
+        raise _bad_kit(f"it is a {type(said).__name__}")
+    check_protocol(said, "this coordinator")
+    try:
+        return Kit.model_validate(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))[:100]
+        raise _bad_kit(f"{where or 'it'}: {first['msg'][:200]}") from None
+    except RecursionError:
+        raise _bad_kit("it is nested too deeply") from None
+
+
+def _bad_kit(problem: str) -> SiteError:
+    return SiteError(
+        f"the coordinator's kit is not valid: {problem}",
+        "tell the coordinator's people",
+        "site.kit",
+    )
 
 
 @dataclass(frozen=True)
@@ -166,7 +235,8 @@ class SiteFolder:
         refusal = self.answers.refusal(kit.run, kit.digest, self.limits.digest)
         if refusal is None and self.answers.is_accepted(kit.run, kit.digest):
             return
-        base = repr(kit.origin) if kit.origin else f"{kit.base_sha256} ({size(kit.base_bytes)})"
+        base = f"{kit.base_sha256} ({size(kit.base_bytes)})"
+        base += f", which is {kit.origin} of a hub" if kit.origin else ""
         splits = read_split(plan, section.text, section.language)
         num_sites = kit.num_sites or len(plan.site)
         words = in_words(kit.run, plan, section, splits, base, num_sites, self.limits)
@@ -182,8 +252,16 @@ class SiteFolder:
         """Return the files of the base that are not here yet, or not whole.
 
         Raises:
+            ModelError: a file is none that a base may have.
             SiteError: the base that the site was given is not the run's.
         """
+        for file in kit.files:
+            if not is_allowed_name(file.name):
+                raise ModelError(
+                    f"the coordinator's base has a file {file.name}, which no base may have",
+                    "tell the coordinator's people",
+                    code="model.refused",
+                )
         folder = self.base_folder(kit)
         found = [
             file
@@ -197,6 +275,38 @@ class SiteFolder:
             )
         return found
 
+    def make_room(self, kit: Kit, lacking: Sequence[BaseFile]) -> None:
+        """Drop what was left of bases that were never whole, and see whether `lacking` fits.
+
+        Raises:
+            ModelError: the bases together would be larger than they may.
+            StorageError: the disk would be full.
+        """
+        bases, folder = self.state / "bases", self.base_folder(kit)
+        bases.mkdir(parents=True, exist_ok=True, mode=0o700)
+        wanted = {self._unfinished(kit, file) for file in kit.files}
+        for path in bases.glob("*/.*.part"):
+            if path not in wanted:
+                path.unlink()
+        there = sum(path.stat().st_size for path in bases.rglob("*") if path.is_file())
+        coming = sum(file.size - self.fetched_bytes(kit, file) for file in lacking)
+        if there + coming > self.limits.max_base_bytes:
+            others = sorted(path.name for path in bases.iterdir() if path != folder)
+            raise ModelError(
+                f"the base takes {coming} bytes more, and {there} of the "
+                f"{self.limits.max_base_bytes} that bases may take here are in use",
+                f"delete what no run needs of {bases}: {', '.join(others[:5])}"
+                if others
+                else f"raise max_base_bytes in {limits.FILE}, if this base is wanted",
+                code="model.size",
+            )
+        free = shutil.disk_usage(bases).free
+        if coming + SPARE_DISK_BYTES > free:
+            raise StorageError(
+                f"the base takes {coming} bytes more, and {bases} has {free} free",
+                f"free some space: {SPARE_DISK_BYTES} bytes stay free",
+            )
+
     def fetched_bytes(self, kit: Kit, file: BaseFile) -> int:
         """Return how much of a file of the base was fetched so far, also before a power cut."""
         path = self._unfinished(kit, file)
@@ -206,10 +316,13 @@ class SiteFolder:
         """Keep the next piece of a file of the base.
 
         Raises:
-            CorruptFileError: there is more of it than the kit names; what came is dropped.
+            CorruptFileError: more comes than the file has; what was fetched is dropped.
             StorageError: the disk is full or refuses.
         """
         path = self._unfinished(kit, file)
+        if self.fetched_bytes(kit, file) + len(piece) > file.size:
+            path.unlink(missing_ok=True)
+            raise CorruptFileError(f"{file.name} of the base arrives longer than it is")
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with os.fdopen(open_private(path), "ab") as target:
@@ -267,10 +380,10 @@ class SiteFolder:
         refusal = self.answers.refusal(kit.run, kit.digest, self.limits.digest)
         if refusal is not None:
             raise refusal
+        self._check_base(kit)
         cores = available_cores()
         torch.set_num_threads(min(plan.engine.threads_per_site or cores, cores))
-        origin = str(self.base_folder(kit)) if kit.files else kit.origin
-        work = open_work(plan, section, origin, kit.num_sites)
+        work = open_work(plan, section, str(self.base_folder(kit)), kit.num_sites)
         check = self._order_check(kit, plan)
         try:
             check.check_work(work.text_tokens, work.num_lines)
@@ -289,26 +402,39 @@ class SiteFolder:
         sent = SentBytes(self.state / "sent", self.limits.max_bytes_a_day)
         return OrderCheck(self.limits, plan, sent, refuse)
 
+    def _check_base(self, kit: Kit) -> None:
+        """Refuse a base that is not whole, is named by no digests, or is not safe to load."""
+        if not kit.files:
+            raise ModelError(
+                f"run {kit.run} names no files of a base by their digests",
+                "update boli at the coordinator",
+                code="model.refused",
+            )
+        lacking = self.missing(kit)
+        if lacking:
+            raise CorruptFileError(f"{lacking[0].name} of the base is not whole", "start again")
+        check_base(self.base_folder(kit), [file.name for file in kit.files])
+
     def plan_here(self, kit: Kit) -> tuple[Plan, SitePlan]:
         """Return the plan with this site's folder as its root, and the site's section.
 
         Raises:
             LimitError: the plan asks for what the site's limits do not allow.
+            PlanError: it is none; keys that only a newer boli knows are ignored.
             SiteError: the plan does not know the site.
         """
-        tables = {**kit.plan, "corpus": {**kit.plan.get("corpus", {}), "root": str(self.data)}}
-        plan = plan_from_tables(tables)
+        corpus = kit.plan.get("corpus", {})
+        if not isinstance(corpus, dict):
+            raise PlanError(f"corpus of the plan is a {type(corpus).__name__}, not a table")
+        tables = {**kit.plan, "corpus": {**corpus, "root": str(self.data)}}
+        plan = plan_from_tables(tables, "the coordinator's plan", extra="ignore")
         section = next((one for one in plan.site if one.name == self.site), None)
         if section is None:
             names = ", ".join(one.name for one in plan.site)
-            raise SiteError(f"plan {plan.name} has no site {self.site}", f"it has: {names}")
+            raise SiteError(
+                f"plan {plan.name} has no site {self.site}", f"it has: {names}", "site.unknown"
+            )
         self.limits.check_plan(plan)
         self.limits.check_text(self.data, section.text)
-        others = 0 if self.base else self._bytes_of_other_bases(kit)
-        self.limits.check_base(kit.base_sha256, 0 if self.base else kit.base_bytes, others)
+        self.limits.check_base(kit.base_sha256, 0 if self.base else kit.base_bytes)
         return plan, section
-
-    def _bytes_of_other_bases(self, kit: Kit) -> int:
-        own = self.base_folder(kit)
-        files = (self.state / "bases").glob("*/*")
-        return sum(path.stat().st_size for path in files if path.parent != own and path.is_file())

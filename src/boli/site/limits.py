@@ -191,6 +191,7 @@ class Limits(BaseModel):
             raise LimitError(
                 "the plan asks for very much made-up text",
                 f"ask for at most {MOST_STARTER_LINES} lines of starter text",
+                "limits.text",
             )
         for source in sources:
             for path in (source.path, source.held_out_by):
@@ -201,6 +202,7 @@ class Limits(BaseModel):
                 raise LimitError(
                     f"the plan asks for column {source.column!r} of records in {source.path!r}",
                     "of what boli prepare wrote only the text is trained on: remove column",
+                    "limits.text",
                 )
 
     def _check_path(self, data: Path, path: str) -> None:
@@ -209,6 +211,7 @@ class Limits(BaseModel):
             raise LimitError(
                 f"the plan asks for {path!r}, which is outside of the data folder",
                 "name text in the plan relative to the site's data folder",
+                "site.outside",
             )
         root = data.resolve()
         for file in text_files(data / path):
@@ -226,10 +229,13 @@ class Limits(BaseModel):
                     raise LimitError(
                         f"the plan asks for {path!r}, which this site does not allow: {reason}",
                         f"name another file in the plan, or change text in the site's {FILE}",
+                        "limits.text",
                     )
 
-    def check_base(self, digest: str, num_bytes: int, others_bytes: int) -> None:
+    def check_base(self, digest: str, num_bytes: int) -> None:
         """Refuse a base that is not one of the site's, or too large; before it is fetched.
+
+        Those of other runs are counted when room is made for it.
 
         Raises:
             LimitError: it is.
@@ -240,16 +246,17 @@ class Limits(BaseModel):
                 f"bases = {', '.join(self.bases)}",
                 "use one of these, or name it in the site's limits.toml",
             )
-        if num_bytes + others_bytes > self.max_base_bytes:
+        if num_bytes > self.max_base_bytes:
             raise _beyond(
-                f"the base takes {size(num_bytes)}, and others here {size(others_bytes)}",
+                f"the base takes {size(num_bytes)}",
                 f"max_base_bytes = {self.max_base_bytes}",
-                "use a smaller base, or delete bases of former runs from the site's state folder",
+                "use a smaller base",
             )
 
 
 def _beyond(what: str, limit: str, hint: str) -> LimitError:
-    return LimitError(f"{what}, and this site's limits have {limit}", hint)
+    code = "limits." + limit.partition(" ")[0].replace("_", "-")
+    return LimitError(f"{what}, and this site's limits have {limit}", hint, code)
 
 
 def read_limits(path: Path) -> Limits:
@@ -452,6 +459,7 @@ class OrderCheck:
             raise LimitError(
                 f"the order has position {order.position} and step {order.position_step}",
                 "both lie between 0 and 1",
+                "limits.order",
             )
         weights = rates(steps, order.position, order.position_step, order.local_steps)
         tokens = tokens_behind(steps, weights)

@@ -30,6 +30,7 @@ from boli.codec.codec import (
 )
 from boli.codec.public import PublicCodec
 from boli.durable import Generations
+from boli.errors import LayoutError
 from boli.model.layout import Layout, Vector
 from boli.plan import Plan
 from boli.rounds.transport import Joined, NodeLink, Rejoin, Stop, Version, held_digest
@@ -161,8 +162,9 @@ class Node:
         """Serve until told to stop; then the work is closed.
 
         Raises:
+            CodecError: training diverged, or what came cannot be read.
+            LayoutError: an order is for other parameters.
             LimitError: an order asks for more than the site allows.
-            SiteError: training diverged.
             StorageError: the site's state cannot be written.
         """
         with contextlib.closing(self.work):
@@ -228,6 +230,11 @@ class Node:
             self._save()
 
     def _consider(self, order: Order) -> None:
+        if order.site != self.site or order.layout != self.full_digest:
+            raise LayoutError(
+                f"order {order.order} is not for the parameters that site {self.site} trains",
+                "tell the coordinator's people",
+            )
         if order.copies != copies_digest(self.work.copies):
             return  # for a node before, with other text; it comes again once this one was heard
         self._take_back(order.returned)

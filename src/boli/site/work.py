@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from boli.corpus.sources import Split, read_split, share_of
 from boli.errors import SiteError
-from boli.evaluation.metrics import bits_per_byte
+from boli.evaluation.metrics import bits_per_byte, check_tokenizer
 from boli.model.adapter import adapter_layout, attach
 from boli.model.base import Base, best_device, load_base
 from boli.model.group import share_out
@@ -25,6 +25,8 @@ from boli.pool.pins import pins_of
 from boli.rounds.update import MOST_COPIES, Copy, Judgement, Order
 from boli.site.crew import Crew
 from boli.site.node import Done
+
+WORST_BITS = 1000.0  # a byte, of text to which a version gives no finite probability
 
 
 class TrainingWork:
@@ -52,6 +54,9 @@ class TrainingWork:
         self.num_lines: Mapping[str, Mapping[str, int]] = {
             language: split.counts for language, split in splits.items()
         }
+        for language, split in splits.items():
+            whose = f"site {site.name} in {language}"
+            check_tokenizer(base.tokenizer, [*split.train, *split.tuning, *split.test], whose)
         lines = [line for split in splits.values() for line in split.train]
         steps = plan.model.local_steps
         if plan.codec.name == "dgc":  # so that the mean of N sites' steps is clipped at clip_norm
@@ -115,7 +120,9 @@ class TrainingWork:
         base = self._base
         with nullcontext() if self._crew is None else self._crew.watched():
             found = bits_per_byte(base.model, base.tokenizer, lines, base.max_length)
-        return Judgement(language=language, part=part, bits=found.bits, bytes=found.bytes)
+        # A version that was ruined gives no number at all. That is a judgement, and no failure.
+        bits = found.bits if math.isfinite(found.bits) else WORST_BITS * found.bytes
+        return Judgement(language=language, part=part, bits=bits, bytes=found.bytes)
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return moments and cursor."""

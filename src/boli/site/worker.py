@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
     try:
         serve(line)
     except BoliError as error:
-        line.say(problem=error.problem, hint=error.hint)
+        line.say(problem=error.problem, hint=error.hint, code=error.code)
         return error.exit_code
     return 0
 

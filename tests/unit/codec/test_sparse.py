@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
-from boli.codec.codec import decode_frame, encode_frame
+from boli.codec import entropy
+from boli.codec.codec import EXACT, DenseCodec, at_density, decode_frame, encode_frame
 from boli.codec.entropy import decode_positions, encode_positions
 from boli.codec.sparse import SparseCodec, largest
 from boli.errors import CodecError
@@ -146,3 +148,102 @@ def test_words_that_lead_past_the_end_are_refused() -> None:
         else:
             assert positions[-1] < 64
     assert 0 < refused < 100
+
+
+# --- what a payload may cost
+
+
+PLANS = [
+    SparseCodec(),
+    SparseCodec(1 / 32, 4, 64),
+    SparseCodec(0.5, 8, 64),
+    SparseCodec(0.01, 2, 0),
+    SparseCodec(0.01, warmup=(0.3,)),
+    EXACT,
+]
+
+
+def clustered(length: int) -> np.ndarray:
+    """Return a vector whose entries are as uneven as its chunks allow."""
+    vector = random_vector(length, 3) * np.float32(1e-3)
+    vector[: length // 7] *= 1000
+    return vector
+
+
+@pytest.mark.parametrize("codec", PLANS, ids=repr)
+@pytest.mark.parametrize("length", [0, 1, 63, 500, 4097, 300_000])
+def test_what_a_codec_makes_is_within_what_it_says_it_makes(
+    codec: SparseCodec, length: int
+) -> None:
+    for vector in (random_vector(length), clustered(length), np.zeros(length, np.float32)):
+        payload = codec.encode(vector)
+        assert len(payload) <= codec.payload_bytes(length)
+        codec.check(payload, length)
+        frame = encode_frame(codec, vector, LAYOUT, None, 0)
+        assert decode_frame(frame, LAYOUT, length, codec).entries.length == length
+
+
+def test_most_bytes_follow_the_density() -> None:
+    d = 40_000_000
+    assert SparseCodec().payload_bytes(d) < 1.2 * SparseCodec().expected_bytes(d, 0)
+    assert SparseCodec().payload_bytes(d) < d / 50
+    assert SparseCodec(warmup=(0.25,)).payload_bytes(d) > 8 * SparseCodec().payload_bytes(d)
+
+
+def test_only_the_first_versions_may_send_what_the_first_versions_send() -> None:
+    codec, vector = SparseCodec(1 / 64, warmup=(0.25,)), random_vector(5000)
+    frame = encode_frame(codec, vector, LAYOUT, None, 0)
+    assert decode_frame(frame, LAYOUT, 5000, at_density(codec, 0.0, 0)).entries.values.size > 1000
+    with pytest.raises(CodecError, match=r"agreed on|in at most"):
+        decode_frame(frame, LAYOUT, 5000, at_density(codec, 0.0, 1))
+    assert at_density(codec, 0.0) is codec
+    assert at_density(codec, 0.1, 0) == SparseCodec(0.1)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [SparseCodec(1 / 8), SparseCodec(value_bits=8), SparseCodec(chunk=64), SparseCodec(chunk=0)],
+    ids=repr,
+)
+def test_payload_of_other_settings_is_refused_before_it_is_decoded(
+    made: SparseCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vector = random_vector(50_000)
+    frame = encode_frame(made, vector, LAYOUT, None, 0)
+    assert decode_frame(frame, LAYOUT, vector.size).entries.values.size  # it is sound in itself
+    monkeypatch.setattr("boli.codec.sparse.decode_positions", None)
+    with pytest.raises(CodecError, match=r"agreed on|in at most"):
+        decode_frame(frame, LAYOUT, vector.size, SparseCodec())
+
+
+def test_frame_of_another_codec_than_was_agreed_on_is_refused() -> None:
+    frame = encode_frame(DenseCodec(), random_vector(500), LAYOUT, None, 0)
+    with pytest.raises(CodecError, match="codec 1; 3 was agreed on"):
+        decode_frame(frame, LAYOUT, 500, SparseCodec(0.5))
+
+
+def test_skips_before_the_last_entry_take_no_call_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    length, count = 4_000_000, 62_500
+    positions = np.append(np.arange(count - 1), length - 1).astype(np.int64)
+    words = encode_positions(positions, length)
+    calls: list[int] = []
+    take = entropy._Decoder.take
+
+    def counted(decoder: Any, number: int) -> Any:
+        calls.append(number)
+        return take(decoder, number)
+
+    monkeypatch.setattr(entropy._Decoder, "take", counted)
+    assert np.array_equal(decode_positions(words, count, length), positions)
+    assert sum(calls) < 2 * count
+    assert len(calls) < 20
+
+
+def test_last_positions_come_back_where_nothing_follows_them() -> None:
+    for count in (1, 2, 3, 700):
+        for length in (count, 4 * count, 100_000):
+            draw = np.random.default_rng(count + length)
+            for _ in range(20):
+                positions = np.sort(draw.choice(length, count, replace=False)).astype(np.int64)
+                words = encode_positions(positions, length)
+                assert np.array_equal(decode_positions(words, count, length), positions)

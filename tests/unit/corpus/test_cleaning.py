@@ -55,6 +55,7 @@ def test_a_recording_gives_a_record_a_minute(
             yield Segment(25.0 * number, 25.0 * number + 20, text, 0.9)
 
     monkeypatch.setattr(speech, "transcribe_file", heard)
+    (tmp_path / "a.wav").touch()
     made = cleaner(recognizer=object(), activity=object())
     records, _ = outcome(made, Document("a.wav#0", str(tmp_path / "a.wav"), "recording"))
     assert [record.source for record in records] == ["a.wav#t=0.0,45.0", "a.wav#t=50.0,95.0"]

@@ -25,7 +25,7 @@ from boli.corpus.documents import (
     Unreadable,
     read_file,
 )
-from boli.corpus.listing import MARKER, list_files
+from boli.corpus.listing import MARKER, list_files, open_plain
 from boli.errors import CorpusError
 
 LINE = "आज बाजार में बहुत भीड़ बा"
@@ -269,11 +269,104 @@ def test_lines_of_old_macs_are_lines(tmp_path: Path) -> None:
     assert texts(read(path)) == [LINE, LINE]
 
 
-def test_links_and_closed_folders_are_told(tmp_path: Path) -> None:
+def test_links_are_told_and_not_followed(tmp_path: Path) -> None:
     write(tmp_path / "s" / "a.txt", LINE)
-    write(tmp_path / "t" / "b.txt", LINE)
-    (tmp_path / "s" / "link").symlink_to(tmp_path / "t")
-    assert faults(read(tmp_path / "s")) == [("s/link", "unreadable")]
+    write(tmp_path / "t" / "b.txt", f"{LINE} outside")
+    for name, target in (
+        ("folder", tmp_path / "t"),
+        ("outside.txt", tmp_path / "t" / "b.txt"),
+        ("chain.txt", tmp_path / "s" / "outside.txt"),
+        ("up.txt", Path("../t/b.txt")),
+        ("inside.txt", Path("a.txt")),
+        ("nowhere.txt", tmp_path / "nowhere"),
+        ("device.txt", Path("/dev/zero")),
+    ):
+        (tmp_path / "s" / name).symlink_to(target)
+    items = read(tmp_path / "s")
+    assert texts(items) == [LINE]  # once: what lies in the source is read where it lies
+    assert {reason for _, reason in faults(items)} == {"link"}
+    assert len(items) == 8
+
+
+def test_a_root_may_be_a_link(tmp_path: Path) -> None:
+    write(tmp_path / "s" / "a.txt", LINE)
+    (tmp_path / "here").symlink_to(tmp_path / "s")
+    (file,) = list_files([tmp_path / "here"])
+    assert (file.path, file.root) == (tmp_path / "s" / "a.txt", tmp_path / "s")
+    assert texts(read(tmp_path / "here")) == [LINE]
+
+
+def test_a_link_that_is_put_in_place_of_a_listed_file_is_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "s" / "deep" / "a.txt", LINE)
+    other = write(tmp_path / "t" / "a.txt", f"{LINE} outside")
+    (file,) = list_files([tmp_path / "s"])
+    path.rename(tmp_path / "moved.txt")
+    path.symlink_to(other)
+    assert faults(list(read_file(file, Reading()))) == [("s/deep/a.txt", "link")]
+    path.unlink()
+    path.parent.rmdir()
+    path.parent.symlink_to(other.parent)
+    assert faults(list(read_file(file, Reading()))) == [("s/deep/a.txt", "unreadable")]
+    path.parent.unlink()
+    write(path, LINE)
+    assert texts(list(read_file(file, Reading()))) == [LINE]
+
+
+def test_a_link_that_comes_while_a_file_is_opened_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is a link when the file is opened, and a folder again when it is looked at."""
+    path = write(tmp_path / "s" / "deep" / "a.txt", LINE)
+    secret = write(tmp_path / "t" / "a.txt", f"{LINE} outside")
+    real = os.open
+
+    def swapped(name: Path, flags: int, *more: int) -> int:
+        if name != path:
+            return real(name, flags, *more)
+        path.parent.rename(tmp_path / "aside")
+        path.parent.symlink_to(secret.parent)
+        descriptor = real(name, flags, *more)
+        path.parent.unlink()
+        (tmp_path / "aside").rename(path.parent)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(OSError, match="a link leads there"):
+        open_plain(path)
+    monkeypatch.undo()
+    with open_plain(path) as file:
+        assert file.read().decode() == LINE
+
+
+def test_what_was_prepared_or_dropped_is_no_source(tmp_path: Path) -> None:
+    out = tmp_path / "clean"
+    write(out / MARKER, "{}")
+    write(out / "dropped" / "a.txt", LINE)
+    for root in (out, out / "dropped", out / "dropped" / "a.txt"):
+        with pytest.raises(CorpusError, match="which boli prepare wrote"):
+            list_files([root])
+    path = tmp_path / "part.parquet"
+    pq.write_table(pa.table({n: [LINE] for n in ("reason", "excerpt", "duplicate_of")}), path)
+    assert faults(read(path, column="excerpt")) == [("part.parquet", "records")]
+
+
+def test_a_misspelt_manifest_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "s" / "a.txt", LINE)
+    write(tmp_path / "s" / "Source.TOML", "")
+    with pytest.raises(CorpusError, match=r"Source\.TOML is not called source\.toml"):
+        list_files([tmp_path / "s"])
+
+
+def test_a_link_in_a_zip_gives_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        link = zipfile.ZipInfo("link.txt")
+        link.create_system, link.external_attr = 3, 0o120777 << 16
+        archive.writestr(link, "/etc/passwd and more words")
+        archive.writestr("b.txt", LINE)
+    items = read(path)
+    assert texts(items) == [LINE]
+    assert faults(items) == [("a.zip/link.txt", "unreadable")]
 
 
 def test_roots_of_one_name_are_told_apart(tmp_path: Path) -> None:
@@ -294,9 +387,4 @@ def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_what_is_no_plain_file_is_told(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
-    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
-    name = tmp_path.name
-    assert faults(read(tmp_path)) == [
-        (f"{name}/gone.txt", "unknown kind of file"),
-        (f"{name}/pipe.txt", "unknown kind of file"),
-    ]
+    assert faults(read(tmp_path)) == [(f"{tmp_path.name}/pipe.txt", "unknown kind of file")]

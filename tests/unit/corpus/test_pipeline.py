@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from boli.corpus import final
-from boli.corpus.consent import MANIFEST, TEMPLATE, Consent, read_consent, why_not
+from boli.corpus.consent import MANIFEST, TEMPLATE, Consent
 from boli.corpus.documents import Reading
 from boli.corpus.explain import explain
 from boli.corpus.pipeline import Preparation, Progress
 from boli.corpus.record import content_hash, read_records, record_id, root_key
+from boli.corpus.source_state import read_consent
 from boli.corpus.survey import Request
 from boli.errors import CorpusError, StorageError
 
@@ -201,47 +202,6 @@ def test_a_record_is_explained(source: Path, tmp_path: Path) -> None:
         list(explain(tmp_path / "out", "0" * 32))
 
 
-ALLOWED: dict[str, Any] = {
-    "purposes": ("training",),
-    "expires": None,
-    "licence": "MIT",
-    "residency": "any",
-    "region": "",
-    "pool_region": "IN-BR",
-    "licences": frozenset({"MIT"}),
-}
-
-
-@pytest.mark.parametrize(
-    ("changed", "reason"),
-    [
-        ({}, ""),
-        ({"expires": "2026-11-24"}, ""),
-        ({"expires": "2026-11-23"}, "expired"),
-        ({"purposes": ("evaluation",)}, "no consent"),
-        ({"licence": ""}, "no licence"),
-        ({"licence": "GPL-2.0-only"}, "does not take"),
-        ({"residency": "premises", "region": "IN-BR"}, "premises"),
-        ({"residency": "state", "region": "IN-BR"}, ""),
-        ({"residency": "state", "region": "IN-UP"}, "state"),
-        ({"residency": "state", "region": "IN", "pool_region": "IN"}, "state"),
-        ({"residency": "country", "region": "IN-UP"}, ""),
-        ({"residency": "country", "region": "NP"}, "country"),
-        ({"residency": "country", "region": "", "pool_region": ""}, "country"),
-        ({"residency": "everywhere"}, "premises"),
-        ({"residency": ""}, "premises"),
-    ],
-)
-def test_whatever_is_not_allowed_stays(changed: dict[str, Any], reason: str) -> None:
-    from datetime import date
-
-    values = ALLOWED | changed
-    if values["expires"]:
-        values["expires"] = date.fromisoformat(values["expires"])
-    told = why_not(**values, today=date(2026, 11, 24))
-    assert (reason in told) if reason else not told
-
-
 def test_sources_are_never_written_over(source: Path, tmp_path: Path) -> None:
     for name in ("records", "dropped", "work"):
         inner = tmp_path / name / "in" / name
@@ -294,12 +254,16 @@ def test_what_sources_allow_is_told_anew_without_cleaning_again(
     assert told == {("", "premises")}
 
 
-def test_a_manifest_above_the_source_counts(source: Path, tmp_path: Path) -> None:
+def test_a_manifest_above_the_source_counts_for_nothing(source: Path, tmp_path: Path) -> None:
     (source / MANIFEST).write_text('licence = "MIT"')
     preparation = Preparation(request(source / "deep", tmp_path / "out"))
     preparation.run()
-    assert preparation.templates == []
-    assert {row["licence"] for row in rows(tmp_path / "out" / "records")} == {"MIT"}
+    assert preparation.templates == [source / "deep" / MANIFEST]
+    assert {row["licence"] for row in rows(tmp_path / "out" / "records")} == {""}
+    # The control: where the folder itself is named, it counts for what lies below.
+    prepared(request(source, tmp_path / "whole"))
+    whole = rows(tmp_path / "whole" / "records")
+    assert {row["licence"] for row in whole if "deep" not in row["source"]} == {"MIT"}
 
 
 def test_records_prepared_before_do_not_come_back_with_other_words(
@@ -423,5 +387,5 @@ def test_links_to_nowhere_and_names_that_are_no_text_do_not_end_it(
     Path(os.fsdecode(os.fsencode(source) + b"/\xff.html")).write_text("<p>x</p>")
     _, dropped, _ = prepared(request(source, tmp_path / "out", workers=1))
     reasons = {row["source"]: row["reason"] for row in dropped}
-    assert reasons["archive/gone.txt"] == "unknown kind of file"
+    assert reasons["archive/gone.txt"] == "link"
     assert reasons["archive/\\xff.html#1"] == "wrong script"

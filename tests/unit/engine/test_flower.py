@@ -38,7 +38,7 @@ from boli.engine.flower_wire import (
     split,
 )
 from boli.engine.wire import pack_message, unpack_message
-from boli.errors import RunError, SiteError, TransportError
+from boli.errors import RunError, SiteError, TransportError, public_words
 from boli.plan_file import plan_from_tables
 from boli.rounds.transport import Delivery, Failed, Joined, Left, Malformed
 from boli.rounds.update import Order, Release, UpdateHeader
@@ -287,11 +287,11 @@ def test_answer_that_is_none_is_malformed(
 def test_node_that_ends_again_and_again_fails(
     transport_over: Callable[[Any], FlowerTransport],
 ) -> None:
-    lost = pack("told", Told(lost="the node ended at once with exit code 1"))
+    lost = pack("told", Told(lost="node.ended"))
     post = ScriptedPost({7: "gaya"}, {7: [lost] * 20})
     (failed,) = arrivals_until(transport_over(post), Failed)
     assert "over 5 times without an update" in failed.problem
-    assert "exit code 1" in failed.hint
+    assert failed.hint == public_words("node.ended")[0]
 
 
 # Nodes with bad intent, and sites that are mended
@@ -357,11 +357,10 @@ def test_words_of_a_node_are_cut_and_no_command_for_a_terminal(
 ) -> None:
     caplog.set_level("INFO", "flwr.boli")
     post = ScriptedPost({6: "", 7: "gaya", 8: "arrah"})
-    said = {"site": "gaya", "problem": ESCAPE, "hint": ESCAPE}
+    said = {"site": "gaya", "code": ESCAPE}
     post.greetings[6] = [pack_message("greeting", {"site": ESCAPE})]
     post.greetings[7] = [pack_message("greeting", said)]
-    lost = pack_message("told", {"line": 1, "lost": ESCAPE})
-    post.answers[8] = [("a", [joining()]), ESCAPE, ("a", [joining()]), lost]
+    post.answers[8] = [("a", [joining()]), ESCAPE, ("a", [joining()]), ESCAPE]
     transport = transport_over(post)
     found: list[Any] = []
     while sum(isinstance(one, Left) for one in found) < 2 or "no site" not in caplog.text:
@@ -372,23 +371,37 @@ def test_words_of_a_node_are_cut_and_no_command_for_a_terminal(
     words = [one.reason for one in found if isinstance(one, Left)]
     words += [word for one in found if isinstance(one, Failed) for word in (one.problem, one.hint)]
     words += [record.getMessage() for record in caplog.records]
-    assert sum("xxx" in word for word in words) >= 6
+    assert sum("xxx" in word for word in words) >= 4
     assert not [word for word in words if "\x1b" in word or "\x07" in word or len(word) > 600]
+
+
+@pytest.mark.parametrize("code", ["text.column", "from.a-newer.boli"])
+def test_site_says_its_failure_by_a_code_and_the_words_are_our_own(
+    transport_over: Callable[[Any], FlowerTransport], code: str
+) -> None:
+    words = {"code": code, "problem": "the column patient_verma", "hint": "of /home/verma"}
+    for said in ("greeting", "failed"):
+        post = ScriptedPost({7: "gaya"}, {7: [("a", [pack_message("failed", words)])]})
+        if said == "greeting":
+            post.greetings[7] = [pack_message("greeting", {"site": "gaya", **words})]
+        (failed,) = arrivals_until(transport_over(post), Failed)
+        assert (failed.problem, failed.hint) == public_words(code)
 
 
 def test_site_whose_problem_was_mended_takes_part_again(
     transport_over: Callable[[Any], FlowerTransport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("boli.engine.flower_transport.MEND_SECONDS", 0.2)
-    failing = pack_message("failed", {"problem": "no text", "hint": "mount it"})
+    failing = pack_message("failed", {"code": "text.missing"})
     answers: list[Any] = [("a", [failing]), ("b", [failing, joining()]), ("c", [joining()])]
     post = ScriptedPost({7: "gaya"}, {7: [*answers, ("c", [update("gaya")])]})
-    bad = pack("greeting", Greeting(site="gaya", problem="no folder", hint="mount it"))
+    bad = pack("greeting", Greeting(site="gaya", code="storage"))
     post.greetings[7] = [bad, bad]
     transport = transport_over(post)
     found = arrivals_until(transport, Joined)
     told = [one.problem if isinstance(one, Failed) else type(one) for one in found]
-    assert told == ["no folder", "no text", Joined], "what did not change was told again"
+    reasons = [public_words(code)[0] for code in ("storage", "text.missing")]
+    assert told == [*reasons, Joined], "what did not change was told again"
     transport.send_order(order("gaya"))
     assert arrivals_until(transport, Delivery)
 
@@ -397,7 +410,7 @@ def test_site_that_cannot_take_part_is_not_asked_all_the_time(
     transport_over: Callable[[Any], FlowerTransport],
 ) -> None:
     post = ScriptedPost({7: "gaya"})
-    post.greetings[7] = [pack("greeting", Greeting(site="gaya", problem="no folder"))] * 9
+    post.greetings[7] = [pack("greeting", Greeting(site="gaya", code="storage"))] * 9
     transport = transport_over(post)
     arrivals_until(transport, Failed)
     for _ in range(5):
@@ -514,7 +527,7 @@ def test_state_folder_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("run", ["../other", "a/b", "", "A"])
 def test_run_that_is_no_name_of_a_folder_is_refused(run: str, tmp_path: Path) -> None:
     facts = {"run": run, "line": 1, "hold_seconds": 0.0}
-    with pytest.raises(TransportError, match="not a message of ours"):
+    with pytest.raises(TransportError, match="cannot exchange messages"):
         answer(pack_message("asked", facts), settings_for(tmp_path))
 
 
@@ -564,7 +577,7 @@ def test_base_arrives_in_pieces_and_an_interrupted_one_goes_on(
 ) -> None:
     monkeypatch.setattr(flower_greeter, "PIECES_BYTES", 1000)
     base, files = tmp_path / "base", []
-    for name, size in (("config.json", 300), ("empty.txt", 0), ("model.safetensors", 4100)):
+    for name, size in (("config.json", 300), ("merges.txt", 0), ("model.safetensors", 4100)):
         content = np.random.default_rng(size).bytes(size)
         write_file(base / name, content)
         files.append(BaseFile(name=name, size=size, sha256=hashlib.sha256(content).hexdigest()))
@@ -619,7 +632,7 @@ def test_node_whose_people_do_not_accept_takes_no_part(
     del settings["accept"]
     kit = Kit(run="run", plan=json.loads(JOB.plan.model_dump_json()), origin="none")
     found = unpack_message(answer(pack("hello", Hello(kit=kit)), settings | change))[1]
-    assert "accept" in found["problem"]
+    assert found["code"] == "limits.declined"
     assert not (tmp_path / "state" / "runs").exists()
 
 
@@ -628,7 +641,7 @@ def test_node_whose_limits_the_plan_is_beyond_takes_no_part(tmp_path: Path) -> N
     del settings["limits"]  # the usual ones hold
     kit = Kit(run="run", plan=json.loads(JOB.plan.model_dump_json()), origin="none")
     found = unpack_message(answer(pack("hello", Hello(kit=kit)), settings))[1]
-    assert "this site's limits have" in found["problem"]
+    assert found["code"] == "limits.min-tokens"
     assert (tmp_path / "state" / "limits.toml").exists()
 
 
@@ -662,8 +675,9 @@ def test_altered_piece_is_not_kept(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     answer(pack("hello", Hello(kit=kit)), settings)
     pieces = Pieces(run="run", parts=(Part(file=file.name),), sizes=(3,))
-    with pytest.raises(Exception, match="altered"):
+    with pytest.raises(TransportError) as caught:
         answer(pack("pieces", pieces, [b"abd"]), settings)
+    assert caught.value.code == "storage.corrupt"
     folder = site_folder(settings)
     assert folder is not None
     assert [one.name for one in folder.missing(kit)] == [file.name]

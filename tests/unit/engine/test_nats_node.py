@@ -40,7 +40,8 @@ class HeardMeanwhile(SiteFolder):
 
     def open_node(self, kit: Kit, link: Any, restarts: int = 0) -> Any:
         self.run_folder(kit).mkdir(parents=True, exist_ok=True)
-        return SimpleNamespace(run=lambda: self.served.append(kit.run))
+        work = SimpleNamespace(layout=SimpleNamespace(size=4))
+        return SimpleNamespace(run=lambda: self.served.append(kit.run), work=work)
 
 
 @pytest.fixture
@@ -101,21 +102,22 @@ class Sender:
 
 def refusing(agent: Agent, error: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let a site refuse a run; return what it tells the coordinator."""
-    monkeypatch.setattr("boli.engine.nats_node.AGAIN_SECONDS", 0.0)
+    for name in ("PAUSE_SECONDS", "AGAIN_SECONDS"):
+        monkeypatch.setattr(f"boli.engine.nats_node.{name}", 0.0)
     sender: Any = Sender()
     agent.link.sender = sender
     folder: Any = agent._folder
     folder.refusals.append(error)
-    agent._serve_run(KIT)
+    agent._serve_kit(KIT)
     assert not folder.served
-    return [unpack_message(message)[1]["problem"] for message in sender.said]
+    return [unpack_message(message)[1]["code"] for message in sender.said]
 
 
 def test_run_beyond_the_limits_is_refused_once_and_waited_out(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (said,) = refusing(agent, LimitError("too many steps", "ask for fewer"), monkeypatch)
-    assert said == "too many steps"
+    error = LimitError("10 steps", "ask for fewer", "limits.max-local-steps")
+    assert refusing(agent, error, monkeypatch) == ["limits.max-local-steps"]
     assert not agent._called.is_set()  # asking again does not change it
     assert not agent._stopping.is_set()
 
@@ -128,7 +130,7 @@ def test_other_problem_is_tried_again(agent: Agent, monkeypatch: pytest.MonkeyPa
 def test_site_whose_people_do_not_accept_ends_and_says_so(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (said,) = refusing(agent, NotAcceptedError("they did not"), monkeypatch)
-    assert said == "they did not"
+    said = refusing(agent, NotAcceptedError("they did not"), monkeypatch)
+    assert said == ["limits.declined"]
     assert agent._stopping.is_set()
     assert isinstance(agent._declined, NotAcceptedError)

@@ -3,14 +3,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
+from boli.errors import ModelError
 from boli.evaluation import metrics
-from boli.evaluation.metrics import Bits, _windows, bits_per_byte
+from boli.evaluation.metrics import Bits, _windows, bits_per_byte, check_tokenizer
+from boli.model.base import micro_model
+from boli.plan import MicroPlan
 
 Lines = Callable[[str, int], list[str]]
 
@@ -45,8 +51,6 @@ def test_bits_equal_a_direct_computation(base: Any, made_up_lines: Lines) -> Non
 def test_uniform_model_needs_the_logarithm_of_its_vocabulary(base: Any) -> None:
     class Uniform(nn.Linear):
         def forward(self, input_ids: Any, use_cache: bool) -> Any:
-            from types import SimpleNamespace
-
             return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 320))
 
     lines = ["गया", "पटना जाइब।"]
@@ -125,9 +129,6 @@ def test_scoring_leaves_no_gradient(base: Any) -> None:
 
 
 def test_better_model_needs_fewer_bits(base: Any, made_up_lines: Lines) -> None:
-    from boli.model.base import micro_model
-    from boli.plan import MicroPlan
-
     plan = MicroPlan(
         vocabulary_size=320, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=48
     )
@@ -138,3 +139,101 @@ def test_better_model_needs_fewer_bits(base: Any, made_up_lines: Lines) -> None:
 
 def test_bits_per_byte_is_the_quotient() -> None:
     assert Bits(30.0, 12).per_byte == 2.5
+
+
+# --- figures that could lie
+
+
+class Constant(nn.Linear):
+    """Gives all of its probability to one token, or to none in particular."""
+
+    def __init__(self, vocabulary: int, token: int | None, bias: float = 30.0) -> None:
+        super().__init__(1, 1)
+        self.logits = torch.zeros(vocabulary)
+        if token is not None:
+            self.logits[token] = bias
+
+    def forward(self, input_ids: Any, use_cache: bool) -> Any:
+        return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, -1))
+
+
+def unknowing(alphabet: str = "abcdefgh") -> Any:
+    """Return a tokenizer of ten pieces, one of them for all that it does not know."""
+    vocabulary = {name: number for number, name in enumerate(["<unk>", "</s>", *alphabet])}
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocabulary, [], unk_token="<unk>", fuse_unk=True)
+    )
+    inner.decoder = tokenizers.decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", eos_token="</s>", bos_token="</s>"
+    )
+
+
+def test_untrained_model_gains_nothing_from_tokens_that_say_nothing(made_up_lines: Lines) -> None:
+    lines = [" ".join(made_up_lines("bho", 8)[n : n + 4]) for n in range(4)]
+    tokenizer = unknowing()
+    for model in (Constant(10, None), Constant(10, 0)):
+        found = bits_per_byte(model, tokenizer, lines, 64)
+        assert found.lost_bytes == found.bytes - len(lines)  # all but the ends of the lines
+        assert 7.9 < found.per_byte < 8.3
+        assert (found.bits - 8 * found.lost_bytes) / found.bytes < 0.4  # what it was before
+
+
+def test_what_is_lost_is_counted_beside_what_is_predicted() -> None:
+    found = bits_per_byte(Constant(10, None), unknowing(), ["abग"], 64)
+    assert found.lost_bytes == 3
+    assert found.bits == pytest.approx(4 * math.log2(10) + 3 * 8)
+    assert found.lost_share == 3 / 6
+    assert bits_per_byte(Constant(10, None), unknowing(), ["ab"], 64).lost_share == 0.0
+
+
+def test_every_byte_of_a_line_beyond_the_window_counts(base: Any) -> None:
+    line = "गया में आज " * 400
+    found = bits_per_byte(Constant(320, None), base.tokenizer, [line], 16)
+    tokens = len(base.tokenizer(line, add_special_tokens=False)["input_ids"])
+    assert (found.bytes, found.lost_bytes) == (len(line.encode()) + 1, 0)
+    assert found.bits == pytest.approx((tokens + 1) * math.log2(320), rel=1e-5)
+
+
+def test_empty_lines_and_no_lines_are_judged_as_they_are(base: Any) -> None:
+    found = bits_per_byte(Constant(320, None), base.tokenizer, ["", ""], 16)
+    assert (found.bytes, found.bits) == (2, pytest.approx(2 * math.log2(320)))
+    assert bits_per_byte(Constant(320, None), base.tokenizer, [], 16).bytes == 0
+
+
+@pytest.mark.parametrize("bias", [float("nan"), float("inf"), float("-inf")])
+def test_model_that_gives_no_probabilities_is_an_error(base: Any, bias: float) -> None:
+    end = base.tokenizer.eos_token_id
+    with pytest.raises(ModelError, match="code length"):
+        bits_per_byte(Constant(320, end, bias), base.tokenizer, ["गया"], 64)
+
+
+def test_tokens_that_the_model_has_not_are_an_error(base: Any, made_up_lines: Lines) -> None:
+    small = micro_model(
+        MicroPlan(
+            vocabulary_size=300, hidden_size=32, num_layers=1, num_heads=2, intermediate_size=48
+        )
+    )
+    with pytest.raises(ModelError, match=r"token 3\d\d, and the model knows 300"):
+        bits_per_byte(small, base.tokenizer, made_up_lines("hin", 100), 64)
+    more = Constant(5000, None)  # that it has more only costs bits
+    assert bits_per_byte(more, base.tokenizer, ["गया"], 64).per_byte > 4
+
+
+def test_base_that_loses_a_percent_of_a_text_is_refused(base: Any, made_up_lines: Lines) -> None:
+    assert check_tokenizer(base.tokenizer, made_up_lines("bho", 50), "site gaya in bho") == 0.0
+    assert check_tokenizer(base.tokenizer, [], "site gaya in bho") == 0.0
+    known = ["abcdefgh" * 50] * 10
+    assert check_tokenizer(unknowing(), [*known, "क"], "x") == pytest.approx(3 / 4003)
+    with pytest.raises(ModelError, match=r"loses 99\.\d% of the text of site gaya in bho") as error:
+        check_tokenizer(unknowing(), ["a " * 3 + "गया" * 500], "site gaya in bho")
+    assert "bytes" in error.value.hint
+    assert "गया" not in error.value.problem
+
+
+def test_of_a_long_text_lines_from_all_of_it_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metrics, "LINES_LOOKED_AT", 10)
+    with pytest.raises(ModelError, match="loses"):
+        check_tokenizer(unknowing(), ["abc"] * 90 + ["गया"] * 10, "x")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Callable
@@ -26,8 +27,12 @@ from boli.journal import (
     RunStarted,
     SiteBenched,
     SiteJoined,
+    SitesCompared,
     UpdateAccepted,
     UpdateRejected,
+    VersionExported,
+    VersionJudged,
+    VersionRestored,
     read_journal,
 )
 from boli.model.layout import Layout
@@ -159,7 +164,142 @@ def finished_run(told: Story, *, after: float = 1.5, base_after: float = 1.1) ->
 def text_of(page: str) -> str:
     """Return what a reader sees, on one line."""
     body = re.sub(r"<style>.*?</style>|<svg.*?</svg>", "", page, flags=re.DOTALL)
-    return " ".join(re.sub(r"<[^>]+>", " ", body).replace("\N{NO-BREAK SPACE}", " ").split())
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+# The exported version, and the sites beside each other
+
+
+def restored_run(told: Story, score: float | None = 0.75) -> Story:
+    """Version 1 of 2 comes back as version 3, and is exported; gaya is hostile."""
+    finished_run(told)
+    told.at(7, *(accepted(site, 3, 1, norm=9.0, scaled=0.5) for site in told.sites))
+    told.at(7, stepped(2, 400))
+    for version, values in ((1, (0.7, 0.75)), (2, (1.2, 0.01)), (3, (0.7, 0.75))):
+        ratios = dict(zip(told.sites, values, strict=True))
+        told.at(8, VersionJudged(version, ratios, max(values), kept=version != 2))
+    for version, value in ((2, 2.4), (3, 1.4)):
+        for site, language in told.sites.items():
+            told.at(8, judged(site, language, "tuning", version, value + 0.1))
+            told.at(8, judged(site, language, "test", version, value))
+    told.at(8, VersionRestored(3, 1, 0.6))
+    for version, (norm, cosine) in enumerate([(2.0, 0.5), (8.0, -0.9)], 1):
+        own = {"norm": 2.0, "bound": 4.0, "cosine": 0.5, "offences": 0}
+        other = {"norm": norm, "bound": 4.0, "cosine": cosine, "offences": version - 1}
+        told.at(9, SitesCompared(version, dict(zip(told.sites, (own, other), strict=True))))
+    told.at(9, SiteBenched("gaya", "its updates were held to the bound again and again"))
+    told.at(9, VersionExported(3, 1, 2, score, 2, 2), RunFinished(3, 9.0, "adapter"))
+    return told
+
+
+def test_figures_after_are_those_of_the_exported_version(story: Callable[..., Story]) -> None:
+    found = restored_run(story()).figures()
+    assert found["version"] == 2
+    assert found["languages"]["bho"]["test_version"] == 3
+    assert found["languages"]["bho"]["after"]["test"] == pytest.approx(1.4)
+    assert found["exported"] == {
+        "version": 3,
+        "made": 1,
+        "last": 2,
+        "score": 0.75,
+        "judges": 2,
+        "sites": 2,
+        "change_percent": pytest.approx(-25),
+        "better_than_base": True,
+    }
+    assert [each["version"] for each in found["judged_versions"]] == [1, 2, 3]
+    assert [each["made"] for each in found["judged_versions"]] == [1, 2, 1]
+    assert [each["kept"] for each in found["judged_versions"]] == [True, False, True]
+    # The curve has a point for each round, and none for what is there twice.
+    assert [point[0] for point in found["curve"]["bho"]] == [0, 1, 2]
+
+
+def test_version_that_was_exported_unjudged_has_no_figures_of_another(
+    story: Callable[..., Story],
+) -> None:
+    told = finished_run(story())
+    told.at(7, VersionExported(2, 2, 2, None, 0, 2), RunFinished(2, 9.0, "adapter"))
+    bho = told.figures()["languages"]["bho"]
+    assert (bho["test_version"], bho["after"]["test"], bho["change_percent"]) == (2, None, None)
+
+
+def test_page_says_which_version_is_exported_and_why(story: Callable[..., Story]) -> None:
+    told = restored_run(story())
+    page = write_report(told.folder).read_text(encoding="utf-8")
+    said = text_of(page)
+    assert "Version 1 of 2 is exported: it was the best on the sites' tuning text." in said
+    assert "More than half of the sites judge it at least 25.0 % better than the base." in said
+    assert "3 exported version 1 again" in said
+    assert "Site gaya was suspended: no more orders were given." in said
+    assert "Warning" not in said
+
+
+@pytest.mark.parametrize(
+    ("score", "words"),
+    [
+        (1.0, "Warning: it is no better than the base: no majority of the sites judges it better"),
+        (1.25, "(the majority's bound is 25.0 % more bits)"),
+        (None, "which is not more than half: it is not known whether it is better than the base"),
+    ],
+)
+def test_page_warns_of_an_adapter_that_is_no_better_than_the_base(
+    story: Callable[..., Story], score: float | None, words: str
+) -> None:
+    told = restored_run(story(), score)
+    assert told.figures()["exported"]["better_than_base"] is False
+    page = write_report(told.folder).read_text(encoding="utf-8")
+    assert words in text_of(page)
+    assert '<p class="bad"><b>Warning' in page
+
+
+def test_run_from_before_versions_were_chosen_says_nothing_of_it(
+    story: Callable[..., Story],
+) -> None:
+    told = finished_run(story())
+    found = told.figures()
+    assert (found["exported"], found["judged_versions"]) == (None, [])
+    assert "is exported" not in text_of(write_report(told.folder).read_text(encoding="utf-8"))
+
+
+def test_sites_stand_beside_each_other(story: Callable[..., Story]) -> None:
+    told = restored_run(story())
+    sites = told.figures()["sites"]
+    assert sites["arrah"]["comparison"] == {
+        "norm_of_bound": {"mean": 0.5, "max": 0.5},
+        "cosine": {"mean": 0.5, "min": 0.5},
+        "judged_percent": pytest.approx(-30),
+        "offences": 0,
+        "rounds": [[1, 2.0, 4.0, 0.5, 0], [2, 2.0, 4.0, 0.5, 0]],
+    }
+    hostile = sites["gaya"]["comparison"]
+    assert hostile["norm_of_bound"] == {"mean": 1.25, "max": 2.0}
+    assert hostile["cosine"] == {"mean": pytest.approx(-0.2), "min": -0.9}
+    assert hostile["offences"] == 1
+    page = write_report(told.folder).read_text(encoding="utf-8")
+    assert "Norm of each site's updates over the rounds" in page
+    assert "−0.90" in page
+
+
+def test_without_comparisons_the_updates_themselves_tell_the_norms(
+    story: Callable[..., Story],
+) -> None:
+    told = finished_run(story())
+    told.at(7, accepted("gaya", 3, 1, norm=8.0, scaled=0.25), stepped(2, 300))
+    found = told.figures()["sites"]["gaya"]["comparison"]
+    assert found["rounds"] == [[1, 1.0, None, None, 0], [2, 8.0, 2.0, None, 1]]
+    assert found["norm_of_bound"]["max"] == 4.0
+    assert found["cosine"] == {"mean": None, "min": None}
+
+
+def test_resume_forgets_what_the_checkpoint_does_not_know_of_the_choice(
+    story: Callable[..., Story],
+) -> None:
+    told = restored_run(story())
+    told.at(10, RunResumed(1, [], 0))
+    found = told.figures()
+    assert found["exported"] is None
+    assert [each["version"] for each in found["judged_versions"]] == [1]
+    assert [each[0] for each in found["sites"]["gaya"]["comparison"]["rounds"]] == [1]
 
 
 # Languages

@@ -133,7 +133,7 @@ def spoil(folder: Path, name: str, content: bytes | None) -> None:
 )
 def test_spoilt_folder_is_a_model_error(copied: Path, name: str, content: bytes | None) -> None:
     spoil(copied, name, content)
-    with pytest.raises(ModelError, match="cannot load the base model"):
+    with pytest.raises(ModelError, match=r"cannot (load the base model|read .*config.json)"):
         load(copied)
 
 

@@ -4,10 +4,9 @@ import json
 from fnmatch import fnmatch
 
 import pytest
-from pool_records import record
+from pool_records import record, send
 
 from boli.pool.card import CARD, CROISSANT, card, croissant, write_card
-from boli.pool.egress import send
 from boli.pool.egress_log import EgressLog
 from boli.pool.figures import figures, printable
 from boli.pool.table import Pool, row_schema

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pool_records import record
+from pool_records import record, send
 
 import boli
 from boli.corpus.record import Record
 from boli.errors import PoolError, StorageError
 from boli.pool.delta import ConflictError
-from boli.pool.egress import send, why_stay
+from boli.pool.egress import why_stay
 from boli.pool.egress_log import EgressLog, read_log
 from boli.pool.table import Pool
 

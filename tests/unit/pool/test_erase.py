@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pool_records import files_with, prepared, record
+from pool_records import files_with, prepared, record, send
 
 import boli.pool.delta as delta_module
 import boli.pool.egress as egress
@@ -24,7 +24,7 @@ from boli.errors import PoolError
 from boli.pool import texts
 from boli.pool.address import Address
 from boli.pool.delta import ConflictError
-from boli.pool.egress import ERASED, TEXT_ERASED, send
+from boli.pool.egress import ERASED, TEXT_ERASED
 from boli.pool.egress_log import EgressLog, read_log
 from boli.pool.erase import erase
 from boli.pool.figures import figures

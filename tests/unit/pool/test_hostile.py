@@ -12,7 +12,7 @@ from pathlib import Path
 import deltalake
 import pyarrow as pa
 import pytest
-from pool_records import prepared, record
+from pool_records import prepared, record, send
 from typer.testing import CliRunner
 
 from boli.cli.main import app
@@ -20,7 +20,7 @@ from boli.corpus.record import Record, record_id
 from boli.errors import BoliError, PoolError
 from boli.pool.address import parse_address
 from boli.pool.card import write_card
-from boli.pool.egress import check_site, send, why_stay
+from boli.pool.egress import check_site, why_stay
 from boli.pool.egress_log import EgressLog, first_break
 from boli.pool.erase import erase
 from boli.pool.figures import figures

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pool_records import prepared, record
+from pool_records import prepared, record, send
 
 import boli.pool.share as sharing
 from boli.corpus.record import Record
 from boli.errors import CorpusError, PoolError
-from boli.pool.egress import send
+from boli.pool.egress import NOTED_BEFORE
 from boli.pool.egress_log import EgressLog
 from boli.pool.figures import figures
 from boli.pool.share import NEAR, SAME, share
@@ -29,7 +29,7 @@ def signed(number: int, seed: int, altered: int = 0, site: str = "arrah") -> Rec
 def reasons(path: Path | None) -> dict[str, str]:
     assert path is not None
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return {line["id"]: line["reason"] for line in lines}
+    return {line["id"]: line["reason"].removesuffix(NOTED_BEFORE) for line in lines}
 
 
 def test_folder_is_shared_and_what_stays_is_told(

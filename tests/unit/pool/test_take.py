@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from pool_records import record
+from pool_records import record, send
 
 from boli.corpus.record import read_records
 from boli.errors import PoolError
 from boli.journal import CopyRead, Journal, SiteLeft
-from boli.pool.egress import send
 from boli.pool.egress_log import EgressLog
 from boli.pool.ledger import read
 from boli.pool.pins import note_pins, pins_of, runs_with

@@ -11,6 +11,7 @@ import pytest
 
 from boli.codec.codec import DenseCodec, encode_frame
 from boli.codec.entries import Entries
+from boli.codec.sparse import SparseCodec
 from boli.journal import Evaluated, UpdateAccepted, UpdateRejected
 from boli.model.layout import Vector
 from boli.rounds.buffer import NORMS_NEEDED, BufferedStrategy
@@ -678,3 +679,35 @@ def test_judgement_without_training_finishes_the_site_and_moves_nothing(federati
         fed.delivery(state, "gaya", vector, **values | {"payload": b"x"}),
     )
     assert verdict.reason == "malformed"
+
+
+# --- what decoding may cost
+
+
+def test_update_of_another_codec_or_density_than_the_plan_s_is_never_decoded(
+    federation: Fed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed = federation(THREE)
+    state, vector = fed.state(), vectors(fed, ["gaya"])["gaya"]
+    plan = SparseCodec(density=0.1, chunk=64)
+    strategy = fed.strategy(uplink=plan)
+    _, verdict, _ = fold_one(strategy, state, fed.delivery(state, "gaya", vector, codec=plan))
+    assert verdict.accepted  # an honest one is
+    monkeypatch.setattr("boli.codec.sparse.decode_positions", None)
+    for codec in (DenseCodec(), DenseCodec("fp16"), SparseCodec(density=0.5, chunk=64)):
+        delivery = fed.delivery(state, "gaya", vector, codec=codec)
+        _, verdict, (event,) = fold_one(strategy, state, delivery)
+        assert (verdict.reason, verdict.keep) == ("malformed", False)
+        assert "agreed on" in event.detail or "at most" in event.detail
+
+
+def test_order_says_how_dense_its_answer_may_be(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, vector = fed.state(), vectors(fed, ["gaya"])["gaya"]
+    plan = SparseCodec(density=0.5, chunk=64)
+    order = state.sites["gaya"].outstanding.model_copy(update={"density": 0.1})
+    state = state.with_site("gaya", outstanding=order)
+    for codec, accepted in ((plan, False), (SparseCodec(density=0.1, chunk=64), True)):
+        delivery = fed.delivery(state, "gaya", vector, codec=codec)
+        _, verdict, _ = fold_one(fed.strategy(uplink=plan), state, delivery)
+        assert verdict.accepted == accepted

@@ -29,11 +29,12 @@ def busy(fed: Any) -> tuple[Any, ServerState]:
     state = strategy.begin(fed.state())
     for name in (*RANKS, "arrah", "gaya"):
         vector = rng.normal(size=fed.layout.size).astype(np.float32)
-        values = {"train_seconds": 3.0}
+        agreed = cohorts.agreed(state, strategy.spans[name])
+        values = {"train_seconds": 3.0, "codec": agreed}
         state, _, _ = strategy.fold(state, [fed.delivery(state, name, vector, **values)])
         if strategy.ready(state):
             state = fed.ask(strategy.step(state)[0])
-    state = replace(state, journal_seq=7)
+    state = replace(state, journal_seq=7, journal_hash="ab" * 32)
     return strategy, state.with_site("patna", rejections=2, benched="why", judged=1)
 
 
@@ -94,7 +95,9 @@ def test_restored_run_goes_on_bit_for_bit(federation: Fed, tmp_path: Path) -> No
             for name, site in now.sites.items():
                 if site.outstanding is not None:
                     vector = rng.normal(size=fed.layout.size).astype(np.float32)
-                    now, _, _ = strategy.fold(now, [fed.delivery(now, name, vector)])
+                    agreed = strategy.cohorts.agreed(now, strategy.spans[name])
+                    delivery = fed.delivery(now, name, vector, codec=agreed)
+                    now, _, _ = strategy.fold(now, [delivery])
             assert strategy.ready(now)
             now = fed.ask(strategy.step(now)[0])
         results.append(now)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from boli.rounds.schedule import Schedule
-from boli.rounds.update import Folded, Order, ServerState, SiteProgress
+from boli.rounds.update import Folded, Judgement, Order, ServerState, SiteProgress
 
 Fed = Callable[..., Any]
 THREE = {"arrah": None, "gaya": 2, "patna": None}
@@ -134,16 +134,44 @@ def test_run_is_finished_when_every_active_site_has_judged_the_last_version(
 def test_tuning_part_is_judged_every_few_rounds_and_the_test_part_at_both_ends(
     federation: Fed,
 ) -> None:
-    fed = federation({"gaya": None})
-    state, judged = fresh(fed), []
-    for version in range(11):
-        state, (order,) = schedule().issue(replace(state, version=version))
-        judged.append(order.evaluate)
-        told = {"judged": version, "judged_sequence": order.sequence} if order.evaluate else {}
-        state = state.with_site("gaya", outstanding=None, **told)
     tuning = ("tuning",)
+    judged = judged_versions(fresh(federation({"gaya": None})))
     assert judged[0] == judged[10] == ("tuning", "test")
     assert judged[1:10] == [(), (), tuning, (), (), tuning, (), (), tuning]
+
+
+def judged_versions(state: ServerState) -> list[Any]:
+    """Return what a site judged at each version; each order is answered at once."""
+    judged, each = [], schedule()
+    for version in range(11):
+        if version:
+            selection, _ = state.selection.follow(
+                state.theta, version, state.active, each.every_rounds, each.total
+            )
+            state = replace(state, version=version, selection=selection)
+        state, (order,) = each.issue(state)
+        judged.append(order.evaluate)
+        found = [Judgement(language="mag", part=p, bits=8.0, bytes=4) for p in order.evaluate]
+        told = {"judged": version, "judged_sequence": order.sequence} if found else {}
+        state = state.with_site("gaya", outstanding=None, **told)
+        if found:
+            state = replace(state, selection=state.selection.hear("gaya", version, found))
+    return judged
+
+
+def test_slow_asynchronous_site_does_not_mostly_judge(federation: Fed) -> None:
+    """It was asked for few orders since the last judgement; another comes in its own time."""
+    state = fresh(federation({"gaya": None, "patna": None}))
+    state = state.with_site("patna", benched="away")
+    slow = {"synchronous": False, "every_rounds": 4}
+    selection, _ = state.selection.follow(state.theta, 4, state.active, 4, 10)
+    state = replace(state, version=4, selection=selection)
+    state = replace(state, selection=replace(selection, base={"gaya": 2.0}))
+    state = state.with_site("gaya", judged=0, judged_sequence=1, sequence=1)
+    assert schedule(**slow).issue(state)[1][0].evaluate == ()
+    state = state.with_site("gaya", sequence=2)
+    assert schedule(**slow).issue(state)[1][0].evaluate == ("tuning",)
+    assert schedule(every_rounds=4).issue(state)[1][0].evaluate == ("tuning",)
 
 
 def test_site_that_has_judged_nothing_by_the_end_judges_the_first_version_before_the_last(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from boli.plan import Plan
 from boli.site import doctor
-from boli.site.kit import SiteFolder, kit_of
+from boli.site.kit import Kit, SiteFolder
 from boli.site.limits import Limits
 
 
@@ -59,7 +60,7 @@ def test_folder_of_text_is_counted_or_missed(tmp_path: Path) -> None:
 
 
 def test_text_is_read_as_the_plan_wants_it(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
-    kit = kit_of("run", tiny_plan(tmp_path), "some/base")
+    kit = Kit(run="run", plan=json.loads(tiny_plan(tmp_path).model_dump_json()))
     state, allowing = tmp_path / "state", Limits(min_tokens=1, min_judged_lines=1)
     (found,) = doctor.look_at_text(SiteFolder("gaya", tmp_path, state), kit)
     assert "limits have" in found.value  # the plan is within no usual limits

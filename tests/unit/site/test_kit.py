@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from boli.durable import write_file
 from boli.errors import CorruptFileError
 from boli.plan import Plan
 from boli.plan_file import load_plan
@@ -18,6 +18,10 @@ from boli.site.limits import Limits
 
 LENIENT = Limits(min_tokens=1, min_judged_lines=1)
 PLANS = sorted((Path(__file__).resolve().parents[3] / "plans").glob("*.toml"))
+
+
+def bare_kit(plan: Plan) -> Kit:
+    return Kit(run="run", plan=json.loads(plan.model_dump_json()))
 
 
 def told(kit: Kit, site: str) -> str:
@@ -29,7 +33,7 @@ def test_each_site_is_told_its_own_part_of_a_plan_and_can_work_by_it(
     path: Path, tmp_path: Path
 ) -> None:
     plan = load_plan(path)
-    kit = kit_of("run", plan, "some/base")
+    kit = bare_kit(plan)
     for site in plan.site:
         facts = told(kit, site.name)
         others = [one for one in plan.site if one.name != site.name]
@@ -57,21 +61,20 @@ def test_each_site_is_told_its_own_part_of_a_plan_and_can_work_by_it(
 
 
 def test_no_path_of_the_coordinator_reaches_a_site(
-    tiny_plan: Callable[..., Plan], tmp_path: Path
+    tiny_plan: Callable[..., Plan], tmp_path: Path, micro_base: Path
 ) -> None:
     place = tmp_path / "canary-coordinator"
     place.mkdir()
     plan = tiny_plan(place)
-    base = place / "canary-base"
-    write_file(base / "config.json", b"{}")
-    kit = kit_of("run", plan, str(base))
+    base = shutil.copytree(micro_base, place / "canary-base")
+    kit = kit_of("run", plan, base, str(base))
     assert "canary" in json.dumps(kit.facts())  # the control: it is in what the kit is made from
     for site in ("arrah", "gaya"):
         assert "canary" not in told(kit, site)
 
 
 def test_a_part_of_a_part_is_the_same(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
-    kit = kit_of("run", tiny_plan(tmp_path), "some/base").for_site("gaya")
+    kit = bare_kit(tiny_plan(tmp_path)).for_site("gaya")
     assert kit.for_site("gaya") == kit
 
 
@@ -87,7 +90,7 @@ def test_clip_norm_of_dgc_follows_the_number_of_sites_that_the_kit_names(
     }
     plan = tiny_plan(tmp_path, **dgc)
     whole = open_work(plan, plan.site[1], str(micro_base)).steps.plan.clip_norm
-    kit = kit_of("run", plan, "some/base").for_site("gaya")
+    kit = bare_kit(plan).for_site("gaya")
     folder = SiteFolder("gaya", tmp_path, tmp_path / "state", None, LENIENT)
     here, section = folder.plan_here(kit)
     assert len(here.site) == 1
@@ -101,6 +104,6 @@ def test_base_that_comes_with_more_bytes_than_the_kit_names_is_dropped(tmp_path:
     folder = SiteFolder("gaya", tmp_path, tmp_path / "state")
     folder.add_piece(kit, file, b"abc")
     assert folder.fetched_bytes(kit, file) == 3
-    with pytest.raises(CorruptFileError, match="5 bytes, not 4"):
+    with pytest.raises(CorruptFileError, match="longer than it is"):
         folder.add_piece(kit, file, b"de")
     assert folder.fetched_bytes(kit, file) == 0

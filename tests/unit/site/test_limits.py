@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from quadratic import LAYOUT, QuadraticWork
 
 from boli.durable import Generations
-from boli.errors import LimitError, NotAcceptedError
+from boli.errors import PUBLIC_WORDS, LimitError, NotAcceptedError
 from boli.plan import LocalStepsPlan, Plan
 from boli.plan_file import load_plan
 from boli.rounds.transport import Stop
@@ -290,16 +291,25 @@ def test_masked_sums_that_are_required_refuse_every_plan() -> None:
 
 
 def test_base_is_checked_by_digest_and_by_room() -> None:
-    Limits().check_base("a" * 64, 1000, 0)
-    Limits(bases=("a" * 64,)).check_base("a" * 64, 1000, 0)
-    for limits, digest, num_bytes, others in (
-        (Limits(bases=("a" * 64,)), "b" * 64, 0, 0),
-        (Limits(bases=("a" * 64,)), "", 0, 0),  # a hub names it
-        (Limits(max_base_bytes=999), "a" * 64, 1000, 0),
-        (Limits(max_base_bytes=1500), "a" * 64, 1000, 501),
+    Limits().check_base("a" * 64, 1000)
+    Limits(bases=("a" * 64,)).check_base("a" * 64, 1000)
+    for limits, digest, num_bytes in (
+        (Limits(bases=("a" * 64,)), "b" * 64, 0),
+        (Limits(bases=("a" * 64,)), "", 0),
+        (Limits(max_base_bytes=999), "a" * 64, 1000),
     ):
         with pytest.raises(LimitError):
-            limits.check_base(digest, num_bytes, others)
+            limits.check_base(digest, num_bytes)
+
+
+def test_each_limit_has_words_of_its_own_at_the_coordinator() -> None:
+    """What travels is the limit's name: neither its value nor what was asked."""
+    for name in Limits.model_fields:
+        assert "limits." + name.replace("_", "-") in PUBLIC_WORDS
+    assert NotAcceptedError("").code in PUBLIC_WORDS
+    with pytest.raises(LimitError) as caught:
+        Limits().check_plan(shipped("model.adapter.kind=full"))
+    assert caught.value.code == "limits.adapters"
 
 
 # --- how much text is behind an update
@@ -574,7 +584,11 @@ def test_count_that_cannot_be_read_lets_nothing_leave_today(tmp_path: Path, cont
 
 @pytest.fixture
 def kit(tiny_plan: Callable[..., Plan], tmp_path: Path) -> Kit:
-    return kit_of("run", tiny_plan(tmp_path), "some/base").for_site("gaya")
+    return bare_kit(tiny_plan(tmp_path))
+
+
+def bare_kit(plan: Plan) -> Kit:
+    return Kit(run="run", plan=json.loads(plan.model_dump_json())).for_site("gaya")
 
 
 def place(tmp_path: Path, **limits: Any) -> SiteFolder:
@@ -627,7 +641,7 @@ def test_what_people_are_shown_says_what_leaves_and_quotes_what_others_wrote(
     site = plan.site[1].model_copy(update={"text": sources(path=evil)})
     plan = plan.model_copy(update={"site": (plan.site[0], site)})
     people = People(True)
-    place(tmp_path).admit(kit_of("run", plan, "some/base").for_site("gaya"), people)
+    place(tmp_path).admit(bare_kit(plan), people)
     words = " ".join(people.shown[0][0].split())
     for part in ("run run of plan tiny, over 2 sites", "kind lora of rank 4", "mag:", "a day"):
         assert part in words
@@ -641,13 +655,13 @@ def test_run_of_which_an_order_was_refused_is_not_served_until_the_people_say_so
     people = People(True, False, True)
     folder = place(tmp_path)
     folder.admit(kit, people)
-    error = LimitError("too many steps", "ask for fewer")
+    error = LimitError("too many steps", "ask for fewer", "limits.max-local-steps")
     folder.answers.refuse(kit.run, kit.digest, folder.limits.digest, "run-gaya-1", error)
     with pytest.raises(NotAcceptedError):
         folder.admit(kit, people)
     refusal = people.shown[-1][1]
     assert refusal is not None
-    assert refusal.problem == "too many steps"
+    assert (refusal.problem, refusal.code) == ("too many steps", "limits.max-local-steps")
     with pytest.raises(LimitError, match="too many steps"):
         folder.open_node(kit, Line())  # also where nobody was asked
     place(tmp_path, max_local_steps=99).admit(kit, People())  # other limits: looked at again
@@ -671,7 +685,7 @@ def test_site_with_too_little_text_is_refused(
     tiny_plan: Callable[..., Plan], tmp_path: Path, micro_base: Path
 ) -> None:
     plan = tiny_plan(tmp_path, evaluation={"max_lines": 1000})
-    kit = kit_of("run", plan, str(micro_base)).for_site("gaya")
+    kit = kit_of("run", plan, micro_base).for_site("gaya")
 
     def open_under(**limits: int) -> Node:
         allowed = Limits(**{"min_tokens": 1, "min_judged_lines": 1} | limits)

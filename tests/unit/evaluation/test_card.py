@@ -1,0 +1,68 @@
+"""The card that lies beside an adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from boli.evaluation.card import card, exported_figures, exported_sentences
+from boli.journal import VersionExported
+from boli.plan import Plan
+
+
+def front_of(text: str) -> Any:
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+@pytest.mark.parametrize(
+    ("made", "score", "tags", "words"),
+    [
+        (4, 0.75, [], "Version 4 of 4 is exported, the last one."),
+        (2, 0.75, [], "Version 2 of 4 is exported: it was the best on the sites' tuning text."),
+        (4, 1.0, ["no-better-than-base"], "> **Warning: it is no better than the base"),
+        (4, None, ["no-better-than-base"], "> **Warning: 1 of 2 sites judged it"),
+    ],
+)
+def test_card_says_which_version_it_is_and_whether_it_is_better_than_the_base(
+    tiny_plan: Callable[..., Plan],
+    tmp_path: Path,
+    made: int,
+    score: float | None,
+    tags: list[str],
+    words: str,
+) -> None:
+    exported = exported_figures(VersionExported(4, made, 4, score, 1, 2))
+    text = card("tiny-1", tiny_plan(tmp_path), exported)
+    front = front_of(text)
+    assert words in text
+    assert front["tags"] == ["boli", "federated-learning", *tags]
+    assert front["language"] == ["bho", "mag"]
+    assert front["boli"]["version"] == 4
+    assert front["boli"]["made"] == made
+    assert front["boli"]["better_than_base"] is not bool(tags)
+
+
+def test_card_names_a_base_of_the_hub_and_no_folder_of_this_machine(
+    tiny_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    exported = exported_figures(VersionExported(4, 4, 4, 0.5, 2, 2))
+    plan = tiny_plan(tmp_path)
+    assert "base_model" not in front_of(card("tiny-1", plan, exported))
+    assert str(tmp_path) not in card("tiny-1", plan, exported)
+    for path, named in (("someone/model", True), (str(tmp_path / "model"), False), ("./b", False)):
+        base = plan.model.base.model_copy(update={"path": path})
+        model = plan.model.model_copy(update={"base": base})
+        text = card("tiny-1", plan.model_copy(update={"model": model}), exported)
+        assert (front_of(text).get("base_model") == path) is named
+        assert (path in text) is named
+
+
+def test_sentences_are_those_of_the_figures() -> None:
+    exported = exported_figures(VersionExported(4, 4, 4, 0.75, 2, 2))
+    assert json.loads(json.dumps(exported)) == exported
+    assert len(list(exported_sentences(exported))) == 2
