@@ -34,7 +34,7 @@ from boli.durable import Generations
 from boli.engine.fake import FakeTransport
 from boli.evaluation.report import figures
 from boli.journal import Journal, RunFinished
-from boli.model.local_steps import learning_rate, summed_loss
+from boli.model.local_steps import summed_loss
 from boli.plan import Plan
 from boli.plan_file import plan_from_tables
 from boli.preparation import prepare
@@ -149,7 +149,7 @@ def dense(plan: Plan) -> dict[str, Any]:
         mean /= len(works)
         mean *= (steps.clip_norm / (mean.norm() + 1e-6)).clamp(max=1.0)
         weights.grad = mean
-        adam.param_groups[0]["lr"] = learning_rate(steps, step / STEPS)
+        adam.param_groups[0]["lr"] = steps.rate_at(step / STEPS)
         adam.step()
     found = {"weights": weights.numel(), "bytes_up_a_step": 4.0 * weights.numel()}
     theta = weights.detach().numpy()

@@ -45,6 +45,7 @@ FLOWER = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": "262144",
 }
+LIMITS = 'text = ["**"]\n'  # of the sites: the corpus has names like seed.bho
 LONGEST_SECONDS = 3600.0  # of a run
 
 
@@ -118,12 +119,15 @@ def over_nats(plan_path: Path, settings: list[str], plan: Plan, base: str, links
             invite = [*BOLI, "invite", site.name, "--folder", place, "--address", address]
             out = folder / f"{site.name}.boli"
             assert start([*invite, "--out", out], folder / "invite.log").wait() == 0
+        limits = folder / "limits.toml"
+        limits.write_text(LIMITS)
         with watched.counting(partial(keep_version, runs, watched.versions)):
             coordinator = start(words, folder / "coordinator.log")
             stack.callback(end, coordinator)
             for site in plan.site:
                 join = [*BOLI, "join", folder / f"{site.name}.boli", "--data", plan.corpus.root]
                 join += ["--state", folder / "states" / site.name, "--base", base]
+                join += ["--limits", limits, "--accept"]
                 agent = links.start(site.name, join, folder / f"{site.name}.log")
                 stack.callback(end, agent)
             wait_for(coordinator, folder)
@@ -213,10 +217,13 @@ def over_flower(
         def is_over() -> bool:
             return any(runs.glob("*/report.html"))
 
+        limits = folder / "limits.toml"
+        limits.write_text(LIMITS)
         nodes = {}
         for site in plan.site:
             state = folder / site.name
             nodes[site.name] = f' data="{plan.corpus.root}" state="{state}" base="{base}"'
+            nodes[site.name] += f' limits="{limits}" accept=true'
         with watched.counting(partial(keep_version, runs, watched.versions)):
             flower_run(folder, folder / "app", [], plan, links, stack, is_over, nodes)
         (journal,) = runs.glob("*/journal.jsonl")

@@ -8,8 +8,10 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
+import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,11 @@ from numpy.typing import NDArray
 from boli.errors import CorruptFileError, StorageError
 
 Arrays = Mapping[str, NDArray[Any]]
+CREATE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+TEMPORARY = ".tmp"
+MOST_TRIES = 100
+LONGEST_STEM = 200  # characters of a name, so that the temporary file's is not too long
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
@@ -46,28 +53,142 @@ def sync_folder(folder: Path) -> None:
 def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
     """Replace `path` by `data` in one step: temporary file, fsync, rename, fsync the folder.
 
-    A private file can be read by its owner alone, from its first byte on.
+    A private file can be read by its owner alone, from its first byte on; folders that have to
+    be made for it, too. The temporary file has a name that nobody can plant a link at.
 
     Raises:
         StorageError: the disk is full or refuses; `path` keeps what it held.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # a killed writer's is written over
+    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mode = 0o600 if private else 0o666
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
-            if private:
-                os.fchmod(file.fileno(), mode)  # a killed writer's was perhaps for all to read
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
+        descriptor, temporary = _temporary(path, 0o600 if private else 0o666)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            temporary.replace(path)  # still locked: nobody takes it for abandoned
         sync_folder(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
         raise storage_error(path, error) from error
+
+
+def _temporary(path: Path, mode: int) -> tuple[int, Path]:
+    """Create a locked file beside `path`; those that killed writers left there are removed."""
+    stem = f".{path.name[:LONGEST_STEM]}"
+    for entry in os.scandir(path.parent):
+        if entry.name.startswith(f"{stem}.") and entry.name.endswith(TEMPORARY):
+            _remove_abandoned(Path(entry.path))
+    for _ in range(MOST_TRIES):
+        temporary = path.with_name(f"{stem}.{secrets.token_hex(8)}{TEMPORARY}")
+        descriptor = os.open(temporary, CREATE | os.O_WRONLY, mode)
+        try:
+            if not mode & 0o077:
+                os.fchmod(descriptor, mode)  # whatever the umask
+            _lock(descriptor)
+            if os.fstat(descriptor).st_ino == temporary.lstat().st_ino:
+                return descriptor, temporary
+        except (BlockingIOError, FileNotFoundError):
+            pass  # another writer took it for abandoned before it was locked
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    raise OSError(errno.EBUSY, "others remove every temporary file")
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a file that is being written; a file system without locks goes without."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+
+
+def _remove_abandoned(temporary: Path) -> None:
+    """Remove a temporary file whose writer is gone; the lock of one that lives is held."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def open_private(path: Path, flags: int = os.O_WRONLY | os.O_APPEND) -> int:
+    """Open a file for its owner alone, made if it is not there; returns the descriptor.
+
+    A link is not followed, and what others could read before they cannot read any more.
+
+    Raises:
+        OSError: the path is a link, or the disk refuses.
+    """
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(PermissionError):  # somebody else's, who let us write there
+        os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a private file and bring it to the disk; a torn one before stays a line apart.
+
+    Raises:
+        StorageError: the disk is full or refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.fdopen(open_private(path, os.O_RDWR | os.O_APPEND), "a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            torn = size > 0 and file.read(1) != b"\n"
+            file.write((b"\n" if torn else b"") + line + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
+def make_private(folder: Path, names: Collection[str]) -> None:
+    """Make a folder that its owner alone can enter, and take others' rights from what is in it.
+
+    Only from what has these names, and all below it: a user may name a folder with other things.
+    Links are not followed; what belongs to another user than the folder stays as it is.
+
+    Raises:
+        StorageError: it cannot be made, or is not ours to close.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        owner = folder.stat().st_uid
+        folder.chmod(0o700)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    for name in names:
+        with contextlib.suppress(OSError):
+            _tighten(folder / name, owner)
+    found = (one for name in names for one in os.walk(folder / name))
+    for place, folders, files in found:
+        for name in (*folders, *files):
+            with contextlib.suppress(OSError):  # a link, a socket, or gone meanwhile
+                _tighten(Path(place, name), owner)
+
+
+def _tighten(path: Path, owner: int) -> None:
+    """Take the rights of group and others from what belongs to `owner`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid == owner and found.st_mode & 0o077:
+            os.fchmod(descriptor, stat.S_IMODE(found.st_mode) & 0o700)
+    finally:
+        os.close(descriptor)
 
 
 def sync_tree(folder: Path) -> None:
@@ -96,6 +217,8 @@ def write_tensors(
     arrays: Arrays,
     facts: Mapping[str, Any],
     sign: Callable[[str], Mapping[str, str]] = lambda _: {},  # digest to what vouches for it
+    *,
+    private: bool = False,
 ) -> None:
     """Write named arrays and JSON facts as one checksummed safetensors file.
 
@@ -106,7 +229,8 @@ def write_tensors(
     digest = tensors_digest(arrays, text)
     metadata = {"facts": text, "sha256": digest, **sign(digest)}
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_file(path, safetensors.numpy.save(contiguous, metadata=metadata))
+    content = safetensors.numpy.save(contiguous, metadata=metadata)
+    write_file(path, content, private=private)
 
 
 def read_tensors(
@@ -141,7 +265,10 @@ def read_tensors(
 
 
 class Generations:
-    """The last few versions of one state, newest first; a corrupt one is passed over."""
+    """The last few versions of one state, newest first; a corrupt one is passed over.
+
+    Only their owner can read them: updates and moments tell of the text they were made from.
+    """
 
     def __init__(
         self,
@@ -168,7 +295,7 @@ class Generations:
         there = self.paths()
         number = int(there[0].stem) + 1 if there else 1
         path = self.folder / f"{number:09d}.safetensors"
-        write_tensors(path, arrays, facts, self._sign)
+        write_tensors(path, arrays, facts, self._sign, private=True)
         whole = [old for old in there if old not in self._corrupt]
         for old in [*self._corrupt, *whole[self.keep - 1 :]]:
             old.unlink(missing_ok=True)
@@ -222,7 +349,7 @@ def locked(folder: Path, what: str, patience_seconds: float = 0.0) -> Iterator[N
     deadline = time.monotonic() + patience_seconds
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("a+")
+        file = os.fdopen(os.open(folder / "lock", LOCK_FLAGS, 0o666), "r+")
     except OSError as error:
         raise storage_error(folder, error) from error
     with file:

@@ -4,13 +4,16 @@ BoliError                  1
 ├── PlanError             10   the plan is wrong
 ├── CorpusError           11   text is missing, empty, or not what the plan says
 ├── ModelError            12   a base model or an adapter cannot be loaded or built
+│   ├── DivergedError          a model gives no finite probabilities
 │   └── LayoutError       13   two sides do not train the same parameters
 ├── CodecError            14   a payload cannot be made or read
 ├── StorageError          15   a file cannot be written, or is held by another run
 │   └── CorruptFileError  16   a file is there, but not whole
 ├── TransportError        17   orders or updates cannot travel
 ├── SiteError             18   a site cannot do its work
-│   └── WorkerLostError   20   a process of a node ended; the node can be started again
+│   ├── WorkerLostError   20   a process of a node ended; the node can be started again
+│   └── LimitError        22   more is asked of a site than its people allow
+│       └── NotAcceptedError   its people did not accept a plan
 ├── RunError              19   a run cannot be started, resumed or reported
 └── PoolError             21   a pool cannot be used, or a record may not go there
 """
@@ -54,6 +57,47 @@ PUBLIC_WORDS: Mapping[str, tuple[str, str]] = {
         "name text relative to the site's data folder",
     ),
     "site.diverged": ("training diverged at the site", "lower the learning rate"),
+    "limits": ("more is asked of the site than its people allow", OWN_LOG),
+    "limits.declined": ("the site's people have not accepted the plan", "ask them to"),
+    "limits.adapters": (
+        "the site does not let an adapter of this kind be trained",
+        'set model.adapter.kind = "lora", or ask the site\'s people',
+    ),
+    "limits.min-tokens": (
+        "an update would be computed from fewer tokens than the site allows",
+        "raise rounds.local_steps, rounds.min_local_steps or the batch, or name more text",
+    ),
+    "limits.min-judged-lines": (
+        "fewer lines would be judged together than the site allows",
+        "raise evaluation.max_lines or the percentages of corpus.held_out",
+    ),
+    "limits.max-local-steps": (
+        "an order asks for more local steps than the site allows",
+        "lower rounds.local_steps",
+    ),
+    "limits.max-batch-tokens": (
+        "a local step takes more tokens than the site allows",
+        "lower model.local_steps.batch_sequences",
+    ),
+    "limits.max-order-hours": (
+        "an order takes longer than the site allows",
+        "lower rounds.local_steps",
+    ),
+    "limits.max-bytes-a-day": (
+        "an update is larger than what may leave the site in a day",
+        'choose codec.name = "sparse", or a lower density',
+    ),
+    "limits.max-base-bytes": ("the base model is larger than the site allows", OWN_LOG),
+    "limits.bases": ("the base model is none of those that the site allows", OWN_LOG),
+    "limits.text": (
+        "the plan names text that the site does not allow",
+        "name another file, or ask the site's people",
+    ),
+    "limits.require-masked-sums": (
+        "the site lets only masked sums leave, which this version does not have",
+        "ask the site's people",
+    ),
+    "limits.order": ("an order is none that an honest coordinator gives", OWN_LOG),
     "worker": ("a process of the site's node ended", OWN_LOG),
     "node.ended": ("the site's node ended, or is not there", OWN_LOG),
     "run": ("the site cannot carry out the run", OWN_LOG),
@@ -109,6 +153,10 @@ class ModelError(BoliError):
     code = "model"
 
 
+class DivergedError(ModelError):
+    """A model gives no finite probabilities: training diverged, or its weights are damaged."""
+
+
 class LayoutError(ModelError):
     """Two sides do not train the same parameters."""
 
@@ -156,6 +204,19 @@ class WorkerLostError(SiteError):
 
     exit_code = 20
     code = "worker"
+
+
+class LimitError(SiteError):
+    """More is asked of a site than its people allow."""
+
+    exit_code = 22
+    code = "limits"
+
+
+class NotAcceptedError(LimitError):
+    """The people of a site did not accept a plan."""
+
+    code = "limits.declined"
 
 
 class RunError(BoliError):

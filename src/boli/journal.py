@@ -335,7 +335,7 @@ class Journal:
         for line in whole_lines(self.path, anchors_of(self.path, self._head)):
             kept, self._seq, self._last = line.end, line.body["seq"] + 1, line.link
         try:
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             os.ftruncate(self._descriptor, kept)
             os.lseek(self._descriptor, 0, os.SEEK_END)
         except OSError as error:

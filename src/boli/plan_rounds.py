@@ -41,6 +41,7 @@ class RoundsPlan(Section):
     mode: Literal["synchronous", "asynchronous"] = "synchronous"
     total: int = Field(20, ge=1)
     local_steps: int = Field(20, ge=1)  # H, for a site of ordinary speed
+    min_local_steps: int = Field(1, ge=1)  # no order asks for fewer, however slow or late a site is
     buffer_size: int | None = Field(None, ge=1)  # asynchronous: updates that make a round
     max_staleness: int | None = Field(None, ge=0)  # asynchronous: in rounds
     speed_aware: bool = False  # local steps follow each site's measured speed
@@ -60,6 +61,11 @@ class RoundsPlan(Section):
 
     @model_validator(mode="after")
     def _mode_fits(self) -> Self:
+        if self.min_local_steps > self.local_steps:
+            raise ValueError(
+                f"min_local_steps {self.min_local_steps} is above local_steps "
+                f"{self.local_steps}; lower it, or raise local_steps"
+            )
         if self.mode == "synchronous":
             for key in ("buffer_size", "max_staleness"):
                 if getattr(self, key) is not None:

@@ -467,6 +467,7 @@ def _rounds(
         synchronous=rounds.mode == "synchronous",
         speed_aware=rounds.speed_aware,
         every_rounds=plan.evaluation.every_rounds,
+        min_local_steps=rounds.min_local_steps,
         densities=(plan.codec.least_density or plan.codec.density, plan.codec.density),
         shares=strategy.shares,
     )

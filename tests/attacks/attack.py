@@ -26,6 +26,7 @@ NO_ATTACKS = {
     "consent_scene",
     "hostile_node",
     "liars",
+    "one_site",
     "rogue",
     "run",
     "sealed_run",

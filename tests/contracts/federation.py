@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from quadratic import LENIENT
 
 from boli.journal import RoundStepped, UpdateAccepted, read_journal
 from boli.plan_file import load_plan
@@ -68,7 +71,10 @@ class Federation:
             return one.connect_ex(("127.0.0.1", self.port)) == 0
 
     def start_supernode(self, name: str, settings: Mapping[str, Any]) -> None:
-        config = " ".join(f'{key}="{value}"' for key, value in settings.items())
+        config = " ".join(
+            f"{key}={json.dumps(value if value is True else str(value))}"
+            for key, value in settings.items()
+        )
         arguments = ["--insecure", "--superlink", f"127.0.0.1:{self.port}"]
         arguments += ["--port", str(free_port()), "--node-config", config]
         self._start(name, "flower-supernode", *arguments)
@@ -147,7 +153,9 @@ def write_app(plan: Path, home: Path, *settings: str) -> Path:
 
 
 def settings_of(site: str, home: Path, data: Path) -> Mapping[str, Any]:
-    return {"site": site, "data": data, "state": home / site}
+    limits = home / f"{site}.limits.toml"
+    limits.write_text(LENIENT)
+    return {"site": site, "data": data, "state": home / site, "limits": limits, "accept": True}
 
 
 def wait_for(

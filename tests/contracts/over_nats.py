@@ -27,7 +27,7 @@ from boli.engine.nats_log import ServerLog
 from boli.engine.nats_node import Agent
 from boli.engine.nats_server import Server
 from boli.rounds.transport import NodeLink
-from boli.site.kit import Kit, SiteFolder
+from boli.site.kit import Accept, Kit, SiteFolder
 from boli.site.node import Node
 
 
@@ -42,6 +42,9 @@ class QuadraticFolder(SiteFolder):
     """A site whose work is the job's, without a base and without text."""
 
     job: Job = field(default_factory=Job)
+
+    def admit(self, kit: Kit, accept: Accept) -> None:
+        pass
 
     def open_node(self, kit: Kit, link: NodeLink, restarts: int = 0) -> Node:
         home = self.run_folder(kit)

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from boli.rounds.loop import Rounds
 
 TOKENS_A_STEP = 8
+LENIENT = "min_tokens = 1\nmin_judged_lines = 1\n"  # limits of sites in tests: jobs are tiny
 WIDTH = int(os.environ.get("QUADRATIC_WIDTH", "6"))  # thousands make an update of 100s of kB
 NESTINGS: dict[str, Any] = {"a": "rows", "core": "shells", "norm": "whole"}
 

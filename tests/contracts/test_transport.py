@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pytest
-from federation import Federation
+from federation import Federation, settings_of
 from flower_quadratic import LoopbackPost, RemotePost, is_alive, leave_job, wait_until_gone
 from over_nats import OverNats
 from quadratic import (
@@ -195,7 +195,10 @@ class OverPost:
         if not self.posts:
             self.home = Path(tempfile.mkdtemp(prefix="boli-"))
             settings = {
-                number: {"site": site, "data": str(self.home), "state": str(self.home / site)}
+                number: {
+                    key: value if value is True else str(value)
+                    for key, value in settings_of(site, self.home, self.home).items()
+                }
                 for number, site in enumerate(SITES)
             }
             self.posts.append(LoopbackPost(settings))
@@ -264,8 +267,7 @@ def _federation() -> tuple[Federation, Path]:
     atexit.register(federation.close)
     federation.start_superlink()
     for site in SITES:
-        places = {"site": site, "data": home, "state": home / site}
-        federation.start_supernode(f"supernode-{site}", places)
+        federation.start_supernode(f"supernode-{site}", settings_of(site, home, home))
     apps = {name: f"flower_agent:{name}" for name in ("server_app", "client_app")}
     write_app(PAIR.plan, home / "app", home / "post", Pace(), *apps.values())
     federation.submit(home / "app")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from over_nats import free_port
-from quadratic import Job
+from quadratic import LENIENT, Job
 from typer.testing import CliRunner
 
 from boli.cli.main import app
@@ -62,7 +62,9 @@ class Federation:
         write_invitation(self.invitation.model_copy(update=changes), path)
         data = self.folder / "data"
         data.mkdir(exist_ok=True)
-        return examine(path, "--data", data, "--state", self.folder / "state")
+        (self.folder / "limits.toml").write_text(LENIENT)
+        places = ("--data", data, "--state", self.folder / "state")
+        return examine(path, *places, "--limits", self.folder / "limits.toml")
 
 
 def examine(*arguments: str | Path) -> tuple[int, str]:
@@ -234,11 +236,11 @@ def test_line_is_lost_in_the_middle(
     transport = federation.coordinator(tiny_plan(federation.folder / "data"))
     silent = threading.Event()
 
-    def piece(wanted: dict[str, object]) -> bytes:
+    def piece(site: str, wanted: dict[str, object]) -> bytes:
         if "probe" in wanted:
             silent.set()
             raise OSError  # as good as no answer
-        return NatsTransport._piece(transport, wanted)
+        return NatsTransport._piece(transport, site, wanted)
 
     monkeypatch.setattr(transport, "_piece", piece)
     with closing(transport):

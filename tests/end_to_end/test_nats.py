@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from federation import SITES, check_same_as_local, free_port
-from quadratic import Job
+from quadratic import LENIENT, Job
 
 from boli.engine.coordinator import Coordinator, stream_bytes
 from boli.engine.identities import Address
@@ -99,7 +99,9 @@ def test_plan_over_nats_ends_with_the_bits_of_the_local_engine(
 
     def join(site: str) -> None:
         data, state = tmp_path / "data" / site, tmp_path / site
-        sites[site] = start(site, "join", f"{site}.boli", "--data", data, "--state", state)
+        (tmp_path / "limits.toml").write_text(LENIENT)
+        words = ("--data", data, "--state", state, "--limits", tmp_path / "limits.toml")
+        sites[site] = start(site, "join", f"{site}.boli", *words, "--accept")
 
     def wait_for(sign: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 300

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -66,18 +67,19 @@ class Machine:
     home: Path
     environment: dict[str, str]
     terminals: list[tuple[subprocess.Popen[bytes], Path]] = field(default_factory=list)
+    screens: list[int] = field(default_factory=list)  # our ends of them
 
     @property
     def folder(self) -> Path:
         return self.home / "villages"
 
-    def _start(self, code: str, output: Path) -> subprocess.Popen[bytes]:
+    def _start(self, code: str, output: Path, answer: int | None = None) -> subprocess.Popen[bytes]:
         with output.open("wb") as screen:
             return subprocess.Popen(
                 ["ip", "netns", "exec", self.namespace, "bash", "-euc", code],
                 cwd=self.folder,
                 env={**self.environment, "HOME": str(self.home)},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if answer is None else answer,
                 stdout=screen,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -94,7 +96,11 @@ class Machine:
     def open(self, code: str) -> Path:
         """Carry out a block that stays open; return where its output goes."""
         output = self.home / f"terminal{len(self.terminals)}"
-        self.terminals.append((self._start(code, output), output))
+        ours, theirs = pty.openpty()
+        os.write(ours, b"y\n")  # to what boli join asks, whenever it does
+        self.screens.append(ours)
+        self.terminals.append((self._start(code, output, theirs), output))
+        os.close(theirs)
         return output
 
     @property
@@ -111,6 +117,8 @@ class Machine:
                 os.kill(pid, signal.SIGKILL)
         for process, _ in self.terminals:
             process.wait()
+        while self.screens:
+            os.close(self.screens.pop())
 
 
 def _ip(words: str) -> None:

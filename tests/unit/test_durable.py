@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 import signal
+import stat
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,15 @@ import numpy as np
 import pytest
 
 from boli import durable
-from boli.durable import Generations, locked, read_tensors, write_file, write_tensors
+from boli.durable import (
+    Generations,
+    locked,
+    make_private,
+    open_private,
+    read_tensors,
+    write_file,
+    write_tensors,
+)
 from boli.errors import CorruptFileError, StorageError
 
 ARRAYS = {
@@ -114,6 +126,160 @@ def test_full_disk_leaves_the_old_file_whole_and_no_temporary(
     assert list(disk.iterdir()) == [path]
     write_file(path, bytes(20_000))  # what the failed attempt took is free again
     assert path.stat().st_size == 20_000
+
+
+# --- private files
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    """Let everybody read and write whatever says nothing else."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_private_file_and_the_folders_made_for_it_are_the_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "key"
+    write_file(path, b"secret", private=True)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    write_file(tmp_path / "report", b"for all")  # the control: an ordinary file keeps the umask
+    assert stat.S_IMODE((tmp_path / "report").stat().st_mode) == 0o666
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_private_file_is_private_from_its_first_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes, opened = [], os.open
+
+    def noted(path: Any, flags: int, mode: int = 0o777, **values: Any) -> int:
+        descriptor = opened(path, flags, mode, **values)
+        if flags & os.O_CREAT:
+            modes.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        return descriptor
+
+    monkeypatch.setattr(os, "open", noted)
+    write_file(tmp_path / "key", b"secret", private=True)
+    assert modes == [0o600]
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_states_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    path = Generations(tmp_path / "state").save(ARRAYS, FACTS)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_link_at_the_name_that_used_to_be_temporary_is_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    path = tmp_path / "state"
+    for planted in (f".{path.name}.tmp", f".{path.name}.{'0' * 16}.tmp", path.name):
+        (tmp_path / planted).symlink_to(victim)
+    write_file(path, b"secret", private=True)
+    assert victim.read_bytes() == b"precious"
+    assert not path.is_symlink()
+    assert path.read_bytes() == b"secret"
+
+
+def test_thread_that_plants_links_all_the_time_changes_no_other_file(tmp_path: Path) -> None:
+    victim, path, over = tmp_path / "victim", tmp_path / "place" / "state", threading.Event()
+    victim.write_bytes(b"precious")
+    path.parent.mkdir()
+    num_planted = 0
+
+    def plant() -> None:
+        nonlocal num_planted
+        while not over.is_set():
+            for name in (path.name, f".{path.name}.tmp", f".{path.name}.{num_planted:016x}.tmp"):
+                with contextlib.suppress(OSError):
+                    (path.parent / "new").symlink_to(victim)
+                    (path.parent / "new").replace(path.parent / name)
+                    num_planted += 1
+
+    attacker = threading.Thread(target=plant)
+    attacker.start()
+    try:
+        for number in range(200):
+            write_file(path, b"%d" % number, private=True)
+    finally:
+        over.set()
+        attacker.join()
+    assert num_planted > 0
+    assert victim.read_bytes() == b"precious"
+    assert stat.S_IMODE(victim.stat().st_mode) & 0o077
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    dead, alive = (tmp_path / f".state.{letter * 16}.tmp" for letter in "da")
+    other = tmp_path / f".stately.{'d' * 16}.tmp"
+    for path in (dead, alive, other):
+        path.write_bytes(b"half")
+    with alive.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        write_file(tmp_path / "state", b"new")
+    assert not dead.exists()
+    assert alive.exists()
+    assert other.exists()
+
+
+def test_two_writers_of_one_file_both_succeed(tmp_path: Path) -> None:
+    path, errors = tmp_path / "state", list[Exception]()
+
+    def write() -> None:
+        try:
+            for _ in range(100):
+                write_file(path, b"x" * 1000)
+        except Exception as error:
+            errors.append(error)
+
+    writers = [threading.Thread(target=write) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert not errors
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_folder_that_others_could_read_is_closed_with_all_that_is_in_it(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"")
+    folder = tmp_path / "state"
+    (folder / "runs" / "one").mkdir(parents=True)
+    (folder / "runs" / "one" / "answer").write_bytes(b"update")
+    (folder / "link").symlink_to(outside)
+    os.mkfifo(folder / "pipe")
+    (folder / "a-users-own").write_bytes(b"")
+    make_private(folder, ("runs", "link", "pipe", "not-there"))
+    for path in (folder, folder / "pipe", folder / "runs", *(folder / "runs").rglob("*")):
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
+    assert stat.S_IMODE((folder / "a-users-own").stat().st_mode) == 0o666
+    assert stat.S_IMODE(outside.stat().st_mode) == 0o666
+    make_private(tmp_path / "new", ())
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+
+
+def test_log_is_not_written_through_a_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / "log").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        open_private(tmp_path / "log")
+    os.close(open_private(victim))  # the control
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o600
+
+
+def test_lock_is_not_taken_through_a_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / "lock").symlink_to(victim)
+    with pytest.raises(StorageError), locked(tmp_path, "the folder"):
+        pass
+    assert victim.read_bytes() == b"precious"
 
 
 # --- arrays and facts

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from boli.cli.fleet import require_nats, state_of
-from boli.errors import TransportError
+from boli.errors import LimitError, TransportError
 
 if TYPE_CHECKING:
     from boli.site.doctor import Finding
@@ -31,6 +31,10 @@ def doctor(
     base: Annotated[
         Path | None, typer.Option(help="Folder of the base, if it is here already.")
     ] = None,
+    limits: Annotated[
+        Path | None,
+        typer.Option(help="What the site allows; limits.toml in the state folder by default."),
+    ] = None,
 ) -> None:
     """Look at all that a site needs, and say what to do; changes nothing.
 
@@ -38,7 +42,7 @@ def doctor(
     machine, the disk, the text. It can run beside boli join. Ends with 17 if there is a problem.
     """
     num_problems = 0
-    for finding in _findings(invitation, data, state, base):
+    for finding in _findings(invitation, data, state, base, limits):
         num_problems += finding.level == "problem"
         _show(finding)
     if num_problems:
@@ -50,7 +54,11 @@ def doctor(
 
 
 def _findings(
-    invitation: Path | None, data: Path, state: Path | None, base: Path | None
+    invitation: Path | None,
+    data: Path,
+    state: Path | None,
+    base: Path | None,
+    limits: Path | None,
 ) -> Iterator[Finding]:
     from boli.site.doctor import look_at_disk, look_at_folder, look_at_machine
 
@@ -62,11 +70,18 @@ def _findings(
     require_nats()
     from boli.engine.identities import Invitation
     from boli.engine.nats_doctor import examine
+    from boli.site.doctor import Finding
     from boli.site.kit import SiteFolder
+    from boli.site.limits import site_limits
 
     found = Invitation.read(invitation)
     place = (state or state_of(found.site)).resolve()
-    yield from examine(found.access, SiteFolder(found.site, data.resolve(), place, base))
+    try:
+        allowed = site_limits(place, limits)
+    except LimitError as error:
+        yield Finding("limits", "problem", error.problem, error.hint)
+        return
+    yield from examine(found.access, SiteFolder(found.site, data.resolve(), place, base, allowed))
 
 
 def _show(finding: Finding) -> None:

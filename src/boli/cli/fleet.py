@@ -10,14 +10,15 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import boli
-from boli.errors import BoliError, RunError, TransportError
+from boli.errors import BoliError, LimitError, NotAcceptedError, RunError, TransportError
 
 if TYPE_CHECKING:
     from boli.engine.identities import Address
@@ -72,10 +73,9 @@ def require_nats() -> None:
         )
 
 
-def state_of(site: str, user: str = "") -> Path:
-    """Return where a site's state lies by default, for us or for another user."""
-    home = Path(os.environ.get("BOLI_HOME") or Path(f"~{user}").expanduser() / ".boli")
-    return home / "sites" / site
+def state_of(site: str) -> Path:
+    """Return where a site's state lies by default."""
+    return Path(os.environ.get("BOLI_HOME") or Path.home() / ".boli") / "sites" / site
 
 
 def coordinator(
@@ -267,76 +267,98 @@ def join(
     base: Annotated[
         Path | None, typer.Option(help="Folder of the base, if it is here already.")
     ] = None,
+    limits: Annotated[
+        Path | None,
+        typer.Option(help="What the site allows; limits.toml in the state folder by default."),
+    ] = None,
+    accept: Annotated[
+        bool,
+        typer.Option("--accept", help="Accept every plan within the limits unasked; for services."),
+    ] = False,
     systemd: Annotated[
         bool, typer.Option("--systemd", help="Print a systemd unit that does this at every boot.")
     ] = False,
 ) -> None:
     """Serve a coordinator as one of its sites, run after run, until told to stop.
 
-    It dials out only. Text stays here; Ctrl-C stops it, and nothing is lost.
+    It dials out only. Text stays here; Ctrl-C stops it, and nothing is lost. A plan is shown, and
+    asked about once, before anything is fetched; what limits.toml does not allow is refused.
     """
     require_nats()
     from boli.engine.identities import Invitation
 
     found = Invitation.read(invitation)
-    user = _unit_user() if systemd else ""
-    place = (state or state_of(found.site, user)).resolve()
+    place = (state or state_of(found.site)).resolve()
     if not data.is_dir():
         raise RunError(f"{data} is not a folder", "give the folder with the site's text: --data")
     if systemd:
-        paths = invitation.resolve(), data.resolve(), place, base and base.resolve()
-        print(_unit(user or "root", *paths))
+        from boli.cli.systemd import JoinUnit
+        from boli.site.limits import FILE, read_limits, write_template
+
+        there = place / FILE
+        own = limits or (there if there.exists() else invitation.with_name(f"{found.site}.{FILE}"))
+        if limits is None:
+            write_template(own)
+        read_limits(own)
+        paths = invitation.resolve(), data.resolve(), own.resolve(), base and base.resolve()
+        print(JoinUnit(found.site, *paths).text(Path(sys.argv[0]).resolve()))
         return
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from boli.durable import locked
     from boli.engine.nats_node import Agent
     from boli.site.kit import SiteFolder
+    from boli.site.limits import FILE, site_limits, write_template
 
     logging.basicConfig(level=logging.WARNING)
-    agent = Agent(found.access, SiteFolder(found.site, data.resolve(), place, base), _say)
+    os.umask(0o077)  # also for what libraries write
+    if limits is None:
+        write_template(place / FILE)
+    folder = SiteFolder(found.site, data.resolve(), place, base, site_limits(place, limits))
+    folder.make_private()
+    asked = partial(_accepts, found.address, limits or place / FILE, accept)
+    agent = Agent(found.access, folder, _say, asked)
+
+    def stop(*_: object) -> None:
+        agent.stop()
+        if agent.is_asking:
+            raise KeyboardInterrupt  # nothing else ends a question
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: agent.stop())
+        signal.signal(number, stop)
     with locked(place, "the site's state"):
         agent.serve()
 
 
+def _accepts(
+    address: str, limits: Path, unasked: bool, words: str, refusal: LimitError | None
+) -> bool:
+    """Show a plan to the site's people, and return whether they accept it.
+
+    Raises:
+        LimitError: an order of it was refused, and nobody is there to ask.
+        NotAcceptedError: nobody is there to ask.
+    """
+    if refusal is not None and not sys.stdin.isatty():
+        raise refusal
+    print(f"\nThe coordinator at {address} asks this site to take part.\n\n{words}\n")
+    print(f" The limits are in {limits}.", flush=True)
+    if refusal is not None:
+        print(f" It was refused before: {refusal}", flush=True)
+    if unasked and refusal is None:
+        return True
+    if not sys.stdin.isatty():
+        raise NotAcceptedError(
+            "nobody has accepted this plan yet, and there is no terminal to ask on",
+            "start boli join once on a terminal, or with --accept for what runs by itself",
+        )
+    try:
+        return typer.confirm(" Take part?", default=False)
+    except typer.Abort:  # Ctrl-C
+        return False
+
+
 def _say(line: str) -> None:
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}", flush=True)
-
-
-def _unit_user() -> str:
-    """Return who the node is to run as: who called us, also through sudo; empty: not known."""
-    user = os.environ.get("USER", "")
-    return os.environ.get("SUDO_USER", user) if user in ("", "root") else user
-
-
-def _quoted(word: object, *, is_program: bool = False) -> str:
-    """Return a word of a command as systemd reads it back; a program's name has no variables."""
-    text = str(word).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{text}"' if is_program else f'"{text.replace("$", "$$")}"'
-
-
-def _unit(user: str, invitation: Path, data: Path, state: Path, base: Path | None) -> str:
-    words: list[Any] = ["join", invitation, "--data", data, "--state", state]
-    words += ["--base", base] if base else []
-    program = _quoted(Path(sys.argv[0]).resolve(), is_program=True)
-    command = " ".join([program, *map(_quoted, words)])
-    return f"""# Save as /etc/systemd/system/boli-join.service, then:
-#   systemctl daemon-reload && systemctl enable --now boli-join
-[Unit]
-Description=boli: one site of a federation
-Wants=network-online.target
-After=network-online.target
-
-[Service]
-ExecStart={command}
-Restart=always
-RestartSec=10
-User={user}
-Nice=10
-
-[Install]
-WantedBy=multi-user.target"""
 
 
 def sites(

@@ -225,12 +225,23 @@ def _text(path: Path) -> str:
         raise CorpusError(f"cannot read {path}: {error.strerror}", "check the path") from None
 
 
+def text_files(path: Path) -> list[Path]:
+    """Return the files that text at a path is read from: itself, or the records of a folder.
+
+    A folder is what boli prepare wrote, or holds Parquet files of others; those of the folders
+    in it are not read.
+    """
+    if not path.is_dir():
+        return [path]
+    folder = path / RECORDS if (path / RECORDS).is_dir() else path
+    return sorted(folder.glob("*.parquet"))
+
+
 def _read(path: Path, source: TextSource) -> list[str]:
-    kind = source.format
-    if path.is_dir():  # what boli prepare wrote, or Parquet files of others
+    kind, files = source.format, text_files(path)
+    if path.is_dir():
         kind = "parquet"
-        path = path / RECORDS if (path / RECORDS).is_dir() else path
-        if not any(path.glob("*.parquet")):
+        if not files:
             raise CorpusError(
                 f"the folder {path} holds no records",
                 "name one that boli prepare has written",
@@ -239,7 +250,7 @@ def _read(path: Path, source: TextSource) -> list[str]:
     elif kind == "auto":
         kind = {".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix, "txt")  # type: ignore[assignment]
     if kind == "parquet":
-        return _parquet(path, source)
+        return _parquet(path, files, source)
     text = _text(path)
     if "\0" in text:
         raise CorpusError(f"{path} holds binary data, not text", "give a text file", "text.format")
@@ -289,13 +300,13 @@ def _member(path: Path, number: int, line: str, source: TextSource) -> str:
     return value
 
 
-def _parquet(path: Path, source: TextSource) -> list[str]:
+def _parquet(path: Path, files: list[Path], source: TextSource) -> list[str]:
     import pyarrow
     import pyarrow.parquet
 
     key = str(source.column or "text")
     try:
-        column: Any = pyarrow.parquet.read_table(path, columns=[key]).column(key)
+        column: Any = pyarrow.parquet.read_table(files, columns=[key]).column(key)
         values = column.to_pylist()
     except FileNotFoundError:
         raise _missing(path) from None

@@ -98,11 +98,15 @@ class Greeter:
             LineLost: it does not answer, or answers something else.
             TransportError: Flower itself does not answer.
         """
-        data = pack("hello", Hello(kit=self.kit))
-        answer = converse(self.post, node, data, self.seconds, is_wanted)
         try:
-            greeting = read_greeting(answer)
+            greeting = self._hello(node, Hello(), is_wanted)
             if greeting.code or not self.is_site(greeting.site):
+                return greeting
+            site = greeting.site
+            greeting = self._hello(node, Hello(kit=self.kit.for_site(site)), is_wanted)
+            if greeting.site != site:
+                raise UnheardError(f"node {node} was {site} a moment ago")
+            if greeting.code:
                 return greeting
             have = dict(greeting.have)
             while pieces := self._pieces(have):
@@ -114,6 +118,10 @@ class Greeter:
         except UnheardError as error:
             raise LineLost(error.problem) from error
         return greeting
+
+    def _hello(self, node: int, hello: Hello, is_wanted: Callable[[], bool]) -> Greeting:
+        answer = converse(self.post, node, pack("hello", hello), self.seconds, is_wanted)
+        return read_greeting(answer)
 
     def _pieces(self, have: Mapping[str, int]) -> bytes:
         """Return the next message's worth of what is missing; nothing once all is there.

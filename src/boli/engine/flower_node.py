@@ -37,6 +37,7 @@ from boli.errors import BoliError, SiteError, TransportError
 from boli.rounds.transport import Instruction, Joined, Stop
 from boli.rounds.update import UpdateHeader
 from boli.site.kit import Kit, SiteFolder
+from boli.site.limits import site_limits
 from boli.site.node import Node
 
 IDLE_SECONDS = 3600.0  # with nothing to do; then the memory is worth more than a quick start
@@ -228,8 +229,11 @@ def print_problem(error: BoliError) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the node of one site for one run."""
-    run, site, data, state, base = arguments
-    folder = SiteFolder(site, Path(data), Path(state), Path(base) if base else None)
+    run, site, data, state, *optional = arguments
+    base, limits = (Path(path) if path else None for path in optional)
+    os.umask(0o077)  # also for what libraries write
+    allowed = site_limits(Path(state), limits)
+    folder = SiteFolder(site, Path(data), Path(state), base, allowed, limits)
     run_folder = folder.state / "runs" / run
 
     def open_node(link: FlowerLink) -> Node:

@@ -17,18 +17,27 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from boli.durable import write_file
+from boli.durable import open_private, write_file
 from boli.engine.flower_wire import Asked, Greeting, Had, Pieces, Told, pack, split
 from boli.engine.wire import Line, unpack_message
-from boli.errors import BoliError, SiteError, TransportError, public_words
+from boli.errors import (
+    BoliError,
+    LimitError,
+    NotAcceptedError,
+    SiteError,
+    TransportError,
+    public_words,
+)
 from boli.plan import NAME
 from boli.site.kit import BaseFile, Kit, SiteFolder, kit_from
+from boli.site.limits import FILE, site_limits, write_template
 
 START_SECONDS = 60.0  # until a started node listens; it loads its model after that
 log = logging.getLogger("boli.site")
@@ -39,8 +48,8 @@ NodeCommand = Callable[[SiteFolder, str], Sequence[str]]  # of a run, by its id
 
 def node_command(folder: SiteFolder, run: str) -> Sequence[str]:
     """Return the command that starts a site's node for a run."""
-    base = "" if folder.base is None else str(folder.base)
-    arguments = [run, folder.site, str(folder.data), str(folder.state), base]
+    optional = ["" if path is None else str(path) for path in (folder.base, folder.limits_file)]
+    arguments = [run, folder.site, str(folder.data), str(folder.state), *optional]
     return [sys.executable, "-m", "boli.engine.flower_node", *arguments]
 
 
@@ -48,6 +57,7 @@ def site_folder(settings: Mapping[str, Any]) -> SiteFolder | None:
     """Return the places that a SuperNode's --node-config names; None where it names no site.
 
     Raises:
+        LimitError: the site's limits.toml is not valid.
         SiteError: a key is missing, or is not what it should be.
     """
 
@@ -56,7 +66,8 @@ def site_folder(settings: Mapping[str, Any]) -> SiteFolder | None:
     site = str(settings["site"])
     if not re.fullmatch(NAME, site):
         raise SiteError(f"site {site!r} is no name", "use lower-case letters, digits and -")
-    paths = {key: Path(str(settings[key])) for key in ("data", "state", "base") if key in settings}
+    keys = ("data", "state", "base", "limits")
+    paths = {key: Path(str(settings[key])) for key in keys if key in settings}
     for key in ("data", "state"):
         if key not in paths:
             raise SiteError(
@@ -66,7 +77,9 @@ def site_folder(settings: Mapping[str, Any]) -> SiteFolder | None:
     for key, path in paths.items():
         if not path.is_absolute():
             raise SiteError(f"{key} of site {site} is {path}", "give an absolute path")
-    return SiteFolder(site, paths["data"], paths["state"], paths.get("base"))
+    state, limits = paths["state"], paths.get("limits")
+    allowed = site_limits(state, limits)
+    return SiteFolder(site, paths["data"], state, paths.get("base"), allowed, limits)
 
 
 def answer(data: bytes, settings: Mapping[str, Any], command: NodeCommand = node_command) -> bytes:
@@ -104,16 +117,21 @@ def _answer(data: bytes, settings: Mapping[str, Any], command: NodeCommand) -> b
 
 
 def _greet(said: object, settings: Mapping[str, Any]) -> Greeting:
-    """Keep what the run is, and say which site this is and what it lacks."""
+    """Say which site this is; keep what the run is, and say what the site lacks."""
     site = str(settings.get("site", ""))[:100]
     try:
         folder = site_folder(settings)
         if folder is None:
             return Greeting()
+        if said is None:  # the coordinator asks who this is, before it tells of the run
+            return Greeting(site=folder.site)
         kit = kit_from(said)
-        folder.plan_here(kit)
-        folder.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_file(folder.run_folder(kit) / "kit.json", kit.model_dump_json().encode())
+        folder.make_private()
+        if folder.limits_file is None:
+            write_template(folder.state / FILE)
+        folder.admit(kit, partial(_accepts, settings))
+        content = kit.model_dump_json().encode()
+        write_file(folder.run_folder(kit) / "kit.json", content, private=True)
         lacking = folder.missing(kit)
         if lacking:
             folder.make_room(kit, lacking)
@@ -125,6 +143,23 @@ def _greet(said: object, settings: Mapping[str, Any]) -> Greeting:
     except BoliError as error:
         log.warning("%s", error)
         return Greeting(site=site, code=error.code)
+
+
+def _accepts(settings: Mapping[str, Any], _words: str, refusal: LimitError | None) -> bool:
+    """Tell whether the site's people accept plans within their limits: nobody can be asked here.
+
+    Raises:
+        LimitError: an order of the run was refused before.
+        NotAcceptedError: they did not say so.
+    """
+    if refusal is not None:
+        raise refusal
+    if settings.get("accept") is not True:
+        raise NotAcceptedError(
+            "the people of this site have not said that they accept plans within their limits",
+            "set accept=true in the SuperNode's --node-config",
+        )
+    return True
 
 
 def _known(run: str, settings: Mapping[str, Any]) -> tuple[SiteFolder, Kit]:
@@ -194,7 +229,7 @@ def _line_to(folder: SiteFolder, kit: Kit, command: NodeCommand | None) -> Line:
     if command is None:
         raise SiteError("the node is not running", code="node.ended")
     path_of_log = folder.run_folder(kit) / "node.log"
-    with path_of_log.open("ab") as output:
+    with os.fdopen(open_private(path_of_log), "ab") as output:
         process = subprocess.Popen(
             command(folder, kit.run),
             stdin=subprocess.DEVNULL,

@@ -33,9 +33,9 @@ Code = Annotated[str, Field(pattern=r"^([a-z][a-z.-]{0,40})?$")]  # of a failure
 
 
 class Hello(Message):
-    """Asks a node which site it is, and tells it of the run."""
+    """Asks a node which site it is; then tells that site of the run."""
 
-    kit: Kit
+    kit: Kit | None = None  # for the site that the node said it is
 
 
 class Greeting(Message):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from boli.durable import locked, write_file
+from boli.durable import locked, make_private, write_file
 from boli.engine.certificates import make_certificates
 from boli.errors import TransportError
 from boli.plan import NAME
@@ -206,6 +206,7 @@ class Identities:
         Raises:
             StorageError: the folder cannot be written.
         """
+        make_private(self.folder, ("keys", "tls", "sites.json"))
         with locked(self.folder / "keys", "the key folder", 10.0):
             for who in ("coordinator", "system"):
                 if not (self.folder / "keys" / who).exists():

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
+from boli.durable import open_private
 from boli.engine.wire import (
     FIGURES,
     Failing,
@@ -119,7 +120,7 @@ class LocalTransport:
     def _spawn(self, seat: _Seat) -> None:
         mine, theirs = socket.socketpair()
         log = self._log(seat)
-        log.parent.mkdir(parents=True, exist_ok=True)
+        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(self._threads),
@@ -128,7 +129,7 @@ class LocalTransport:
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONUNBUFFERED": "1",
         }
-        with theirs, log.open("ab") as output:
+        with theirs, os.fdopen(open_private(log), "ab") as output:
             seat.process = subprocess.Popen(
                 self._command(seat.site, theirs.fileno(), seat.restarts),
                 stdin=subprocess.DEVNULL,

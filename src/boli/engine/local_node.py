@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from boli.durable import Generations, locked
+from boli.durable import Generations, locked, make_private
 from boli.engine.wire import Line, failing_facts, instruction_of, joining_facts, pack_message
 from boli.errors import BoliError, TransportError, WorkerLostError
 from boli.rounds.transport import Instruction, Joined
@@ -88,6 +88,7 @@ def main(arguments: list[str]) -> int:
     link = LocalLink(int(descriptor))
     site_folder = Path(folder) / "sites" / site
     try:
+        make_private(site_folder, sorted(path.name for path in site_folder.glob("*")))
         with locked(site_folder, "the site folder", LOCK_SECONDS):
             serve(Path(folder), site, link, int(restarts))
     except WorkerLostError as error:

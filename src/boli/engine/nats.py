@@ -286,12 +286,13 @@ class NatsTransport:
         seat = self._seat_of(message)
         if seat is not None and not self._closing:
             with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
-                await self._respond(seat.site, message, self._piece(json.loads(message.data)))
+                piece = self._piece(seat.site, json.loads(message.data))
+                await self._respond(seat.site, message, piece)
 
-    def _piece(self, wanted: Any) -> bytes:
+    def _piece(self, site: str, wanted: Any) -> bytes:
         """Return the kit, a piece of one of the base's files, or so many bytes and the time."""
         if wanted.get("kit"):
-            return json.dumps(self._kit.facts()).encode()
+            return json.dumps(self._kit.for_site(site).facts()).encode()
         if "probe" in wanted:
             padding = "x" * min(max(0, int(wanted["probe"])), FETCH_BYTES)
             return json.dumps({"time": time.time(), "padding": padding}).encode()

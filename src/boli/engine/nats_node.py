@@ -37,11 +37,19 @@ from boli.engine.wire import (
     joining_facts,
     pack_message,
 )
-from boli.errors import BoliError, CorruptFileError, ModelError, SiteError, StorageError
+from boli.errors import (
+    BoliError,
+    CorruptFileError,
+    LimitError,
+    ModelError,
+    NotAcceptedError,
+    SiteError,
+    StorageError,
+)
 from boli.evaluation.units import size
 from boli.rounds.transport import Instruction, Joined, Rejoin, Stop
 from boli.rounds.update import UpdateHeader
-from boli.site.kit import TRIES, BaseFile, Kit, SiteFolder, read_kit
+from boli.site.kit import TRIES, Accept, BaseFile, Kit, SiteFolder, read_kit
 
 HEADERS_BYTES = 1 << 20  # more than any header needs; a version comes on top
 WARN_SECONDS = 20.0  # between two warnings of messages that cannot be read
@@ -51,6 +59,7 @@ FETCHES_AT_ONCE = 8
 PAUSE_SECONDS = 1.0  # at least, after a node could not do its work
 AGAIN_SECONDS = 10.0  # after a node could not do its work
 MEASURE_SECONDS = 10.0  # between two measurements that travel: 20 bytes a second
+LEAVE_SECONDS = 10.0  # for the last word of a site that takes no part
 MOST_HEARD = 100  # of what a coordinator says to all
 MOST_LINES = 20  # of one thing that is said to the site's people
 SHOW_SECONDS = 60.0  # between two lines of how training goes
@@ -204,9 +213,13 @@ class Agent:
     """What `boli join` runs: one site's line to its coordinator, and a node for each run."""
 
     def __init__(
-        self, access: Access, folder: SiteFolder, say: Callable[[str], None] = log.info
+        self,
+        access: Access,
+        folder: SiteFolder,
+        say: Callable[[str], None] = log.info,
+        accept: Accept = lambda _words, _refusal: False,  # by the site's people, or for them
     ) -> None:
-        self._folder, self._print = folder, say
+        self._folder, self._print, self._accept = folder, say, accept
         self._line = Line(access, self._connected, on_trouble=self._tell)
         self.link = NatsLink(access.name, self._line)
         self._called = threading.Event()  # there may be something to do
@@ -220,9 +233,15 @@ class Agent:
         self._told = ""  # of the line
         self.link.show = self._show
         self._shown_at = 0.0
+        self._declined: LimitError | None = None
+        self.is_asking = False  # the site's people
 
     def serve(self) -> None:
-        """Serve run after run until told to stop."""
+        """Serve run after run until told to stop.
+
+        Raises:
+            LimitError: the site's people did not accept what is asked of them.
+        """
         self._say(self._line.trouble)
         self._line.open()
         try:
@@ -237,8 +256,25 @@ class Agent:
                 if answer and not self._stopping.is_set():
                     with self._survived("the coordinator's kit"):
                         self._serve_kit(read_kit(answer))
+            self._let_leave()
         finally:
             self._line.close()
+        if self._declined is not None:
+            raise self._declined
+
+    def _let_leave(self) -> None:
+        """Wait a moment until the server has the reason why this site takes no part."""
+        deadline = time.monotonic() + (LEAVE_SECONDS if self._declined else 0.0)
+        time.sleep(0.2 if self._declined else 0.0)  # it was handed to the line's thread
+        while self.link.sender.num_waiting and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _ask_people(self, words: str, refusal: LimitError | None) -> bool:
+        self.is_asking = True
+        try:
+            return self._accept(words, refusal)
+        finally:
+            self.is_asking = False
 
     @contextlib.contextmanager
     def _survived(self, what: str) -> Iterator[None]:
@@ -262,6 +298,11 @@ class Agent:
         # A full disk is for the site's people to mend; the coordinator need not give it up.
         if not isinstance(error, StorageError):
             self.link.fail(error)
+        if isinstance(error, NotAcceptedError):
+            self._declined = error
+            self._stopping.set()
+        if isinstance(error, LimitError):  # asking again changes nothing: wait for another run
+            return
         self._stopping.wait(PAUSE_SECONDS)
         self._called.wait(AGAIN_SECONDS)  # or until a coordinator says hello
         self._called.set()
@@ -283,7 +324,7 @@ class Agent:
             self._shown_at = now
             self._say(
                 f"training from version {values.get('version', 0):.0f}: "
-                f"loss {values.get('loss', 0):.3f}, "
+                f"loss {values.get('loss', math.nan):.3f}, "
                 f"{values.get('tokens_per_second', 0):,.0f} tokens/s"
             )
 
@@ -303,6 +344,7 @@ class Agent:
         """Fetch what lacks, and let a node work until the run is over."""
         link = self.link
         try:
+            self._folder.admit(kit, self._ask_people)
             if not self._fetch_base(kit):
                 return
             link.clear()

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from boli.durable import write_file
+from boli.durable import open_private, write_file
 from boli.engine.identities import SERVER_NAME, Address, Identities
 from boli.engine.nats_settings import settings
 from boli.errors import TransportError
@@ -151,7 +151,7 @@ class Server:
         write_file(self.folder / "server.conf", text.encode())
 
     def _spawn(self, binary: str) -> None:
-        with (self.folder / "server.out").open("ab") as output:
+        with os.fdopen(open_private(self.folder / "server.out"), "ab") as output:
             self._process = subprocess.Popen(
                 [binary, "--config", str((self.folder / "server.conf").resolve())],
                 stdin=subprocess.DEVNULL,

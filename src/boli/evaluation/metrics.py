@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from boli.corpus.round_trip import BITS_A_BYTE, lost_bytes
-from boli.errors import ModelError
+from boli.errors import DivergedError, ModelError
 from boli.model.local_steps import end_token
 
 TOKENS_AT_ONCE = 4096
@@ -52,8 +52,8 @@ def bits_per_byte(model: Any, tokenizer: Any, lines: Sequence[str], max_length: 
     half; every token is scored once, in the window that gives it more context.
 
     Raises:
-        ModelError: the tokenizer has tokens that the model has not, or the model gives no
-            probabilities.
+        DivergedError: the model gives no finite probabilities.
+        ModelError: the tokenizer has tokens that the model has not.
     """
     end = end_token(tokenizer)
     windows: list[tuple[list[int], int]] = []  # tokens, and how many at the end are scored
@@ -72,13 +72,18 @@ def bits_per_byte(model: Any, tokenizer: Any, lines: Sequence[str], max_length: 
         total += _batch_nats(model, windows[start:stop], end, device)
         start = stop
     if not math.isfinite(total):
-        raise ModelError(
+        raise DivergedError(
             f"the model gives a code length of {total} for {len(lines)} lines",
             "it diverged, or its weights are damaged: judge an earlier version",
         )
-    num_bytes = sum(len(line.encode()) + 1 for line in lines)
+    num_bytes = bytes_of(lines)
     lost = sum(lost_bytes(tokenizer, lines, rows))
     return Bits(total / math.log(2) + BITS_A_BYTE * lost, num_bytes, lost)
+
+
+def bytes_of(lines: Sequence[str]) -> int:
+    """Return the UTF-8 bytes of lines, their ends included."""
+    return sum(len(line.encode()) + 1 for line in lines)
 
 
 def check_tokenizer(tokenizer: Any, lines: Sequence[str], whose: str) -> float:

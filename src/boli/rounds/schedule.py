@@ -27,6 +27,7 @@ class Schedule:
     every_rounds: int  # between versions whose tuning part is judged
     densities: tuple[float, float] = (0.0, 0.0)  # bounds of what the codec sends
     shares: Shares | None = None  # of each site; None: one update a version when synchronous
+    min_local_steps: int = 1  # of any order that trains
 
     def issue(
         self,
@@ -62,11 +63,10 @@ class Schedule:
     def shrink(self, state: ServerState, name: str) -> tuple[ServerState, Order | None]:
         """Ask a site that is late for half of what was asked; None where nothing is open."""
         order = state.sites[name].outstanding
-        if order is None or order.local_steps <= 1:
+        if order is None or order.local_steps <= self.min_local_steps:
             return state, None
-        order = order.model_copy(
-            update={"attempt": order.attempt + 1, "local_steps": order.local_steps // 2}
-        )
+        steps = max(self.min_local_steps, order.local_steps // 2)
+        order = order.model_copy(update={"attempt": order.attempt + 1, "local_steps": steps})
         return state.with_site(name, outstanding=order), order
 
     def reopen(self, state: ServerState, name: str) -> tuple[ServerState, Order | None]:
@@ -127,7 +127,8 @@ class Schedule:
         if not self.speed_aware or not seconds or site.steps_per_second <= 0:
             return self.local_steps
         steps = site.steps_per_second * (seconds - site.link_seconds)
-        return max(1, round(float(np.clip(steps, self.local_steps / 8, self.local_steps * 4))))
+        clipped = round(float(np.clip(steps, self.local_steps / 8, self.local_steps * 4)))
+        return max(self.min_local_steps, clipped)
 
     def _ordinary_seconds(self, state: ServerState) -> float:
         """Return the median of what H steps take a site, its line included; 0: nothing measured."""

@@ -6,28 +6,50 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from boli.durable import Generations, storage_error, sync_folder
-from boli.errors import CorruptFileError, ModelError, PlanError, SiteError, StorageError
+from boli.corpus.sources import read_split
+from boli.durable import Generations, make_private, open_private, storage_error, sync_folder
+from boli.errors import (
+    CorruptFileError,
+    LimitError,
+    ModelError,
+    NotAcceptedError,
+    PlanError,
+    SiteError,
+    StorageError,
+)
+from boli.evaluation.units import size
 from boli.model.base_check import LARGEST_BASE_BYTES, MOST_FILES, check_base, is_allowed_name
-from boli.plan import Plan, SitePlan, TextSource
+from boli.plan import Plan, SitePlan
 from boli.plan_file import plan_from_tables
 from boli.pool.pins import note_pins
 from boli.pretrained import revision_of
 from boli.rounds.transport import NodeLink
-from boli.rounds.update import PROTOCOL, Count, Message, check_protocol
+from boli.rounds.update import PROTOCOL, Count, Message, Order, check_protocol
+from boli.site import answers, limits
+from boli.site.answers import Answers, in_words
+from boli.site.limits import Limits, OrderCheck, SentBytes
 from boli.site.node import Node
+
+Accept = Callable[[str, LimitError | None], bool]  # the plan in words, and what was refused of it
 
 READ_BYTES = 1 << 20
 LARGEST_KIT_BYTES = 4 << 20
+STATE = ("runs", "bases", "sent", "lock", limits.FILE, answers.FILE)  # what the folder holds
 SPARE_DISK_BYTES = 1 << 30  # left free when a base is fetched
 TRIES = 3  # to fetch a file that arrives altered
+# Of these sections of a plan a site is told only what it works by.
+TOLD = {
+    "corpus": ("held_out",),
+    "rounds": ("mode", "total", "local_steps", "min_local_steps", "speed_aware", "seed"),
+    "base": ("language", "quantize"),
+}
 
 
 class BaseFile(Message):
@@ -48,6 +70,7 @@ class Kit(Message):
     # Where the coordinator has the base from, for people to read: a site fetches it by digests.
     origin: str = Field("", pattern=r"^([A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?)?$")
     revision: str = Field("", pattern=r"^([0-9a-f]{40})?$")
+    num_sites: Count = 0  # of the plan, where it names one alone; 0: it names all
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -56,11 +79,45 @@ class Kit(Message):
             raise ValueError("a file of the base is there twice")
         return self
 
+    def for_site(self, site: str) -> Kit:
+        """Return what one site is told: its own part of the plan, and no path of the coordinator.
+
+        Where the coordinator's files are and what other sites read is nothing of its business.
+        """
+        sections = self.plan.get("site", ())
+        model = dict(self.plan.get("model", {}))
+        if "base" in model:
+            model["base"] = {"path": self.origin or "base", **_told("base", model["base"])}
+        plan = dict(self.plan) | {"site": [one for one in sections if one.get("name") == site]}
+        plan |= {key: _told(key, plan[key]) for key in ("corpus", "rounds") if key in plan}
+        plan |= {"model": model} if model else {}
+        num_sites = self.num_sites or len(sections)
+        return self.model_copy(update={"plan": plan, "num_sites": num_sites})
+
+    @property
+    def base_sha256(self) -> str:
+        """Hash of the base's files and their names; empty where a hub names it."""
+        said = json.dumps([file.facts() for file in self.files])
+        return hashlib.sha256(said.encode()).hexdigest() if self.files else ""
+
+    @property
+    def base_bytes(self) -> int:
+        """Size of the base's files."""
+        return sum(file.size for file in self.files)
+
     @property
     def base_digest(self) -> str:
         """Name of the base's folder at a site: bases that are equal share one."""
-        said = json.dumps([file.facts() for file in self.files])
-        return hashlib.sha256(said.encode()).hexdigest()[:16]
+        return self.base_sha256[:16]
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that the site is told: whoever accepted it has accepted just this."""
+        return hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()
+
+
+def _told(section: str, tables: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tables[key] for key in TOLD[section] if key in tables}
 
 
 def sha256_of(path: Path) -> str:
@@ -141,7 +198,21 @@ class SiteFolder:
     data: Path  # text paths of the plan start here, and stay below it
     state: Path
     base: Path | None = None  # the base, where the site has it already
-    base_bytes: int = LARGEST_BASE_BYTES  # that all bases may take here
+    limits: Limits = field(default_factory=Limits)  # that its people set
+    limits_file: Path | None = None  # where they are, if not in the state folder
+
+    @property
+    def answers(self) -> Answers:
+        """What the site answered so far to what it was asked."""
+        return Answers(self.state / answers.FILE)
+
+    def make_private(self) -> None:
+        """Make the state folder, for its owner alone; what was left open is closed.
+
+        Raises:
+            StorageError: the disk refuses, or the folder is somebody else's.
+        """
+        make_private(self.state, STATE)
 
     def run_folder(self, kit: Kit) -> Path:
         """Return where the node's state of one run is."""
@@ -150,6 +221,35 @@ class SiteFolder:
     def base_folder(self, kit: Kit) -> Path:
         """Return where the base's files are, or will be."""
         return self.base or self.state / "bases" / kit.base_digest
+
+    def admit(self, kit: Kit, accept: Accept) -> None:
+        """Let a run begin that the site's limits allow and its people accepted; before any fetch.
+
+        They are asked once for each plan, and again after an order of it was refused.
+
+        Raises:
+            CorpusError: the text is missing, empty or too short.
+            LimitError: the limits do not allow it.
+            NotAcceptedError: its people did not accept it.
+            SiteError: the plan does not know the site.
+            StorageError: the answer cannot be kept.
+        """
+        plan, section = self.plan_here(kit)
+        refusal = self.answers.refusal(kit.run, kit.digest, self.limits.digest)
+        if refusal is None and self.answers.is_accepted(kit.run, kit.digest):
+            return
+        base = f"{kit.base_sha256} ({size(kit.base_bytes)})"
+        base += f", which is {kit.origin} of a hub" if kit.origin else ""
+        splits = read_split(plan, section.text, section.language)
+        num_sites = kit.num_sites or len(plan.site)
+        words = in_words(kit.run, plan, section, splits, base, num_sites, self.limits)
+        if not accept(words, refusal):
+            self.answers.decline(kit.run, kit.digest)
+            raise NotAcceptedError(
+                f"the people of site {self.site} did not accept run {kit.run}",
+                "ask them; boli join shows them the plan again",
+            )
+        self.answers.accept(kit.run, kit.digest)
 
     def missing(self, kit: Kit) -> list[BaseFile]:
         """Return the files of the base that are not here yet, or not whole.
@@ -186,21 +286,21 @@ class SiteFolder:
             StorageError: the disk would be full.
         """
         bases, folder = self.state / "bases", self.base_folder(kit)
-        bases.mkdir(parents=True, exist_ok=True)
+        bases.mkdir(parents=True, exist_ok=True, mode=0o700)
         wanted = {self._unfinished(kit, file) for file in kit.files}
         for path in bases.glob("*/.*.part"):
             if path not in wanted:
                 path.unlink()
         there = sum(path.stat().st_size for path in bases.rglob("*") if path.is_file())
         coming = sum(file.size - self.fetched_bytes(kit, file) for file in lacking)
-        if there + coming > self.base_bytes:
+        if there + coming > self.limits.max_base_bytes:
             others = sorted(path.name for path in bases.iterdir() if path != folder)
             raise ModelError(
-                f"the base takes {coming} bytes more, and {there} of the {self.base_bytes} that "
-                "bases may take here are in use",
+                f"the base takes {coming} bytes more, and {there} of the "
+                f"{self.limits.max_base_bytes} that bases may take here are in use",
                 f"delete what no run needs of {bases}: {', '.join(others[:5])}"
                 if others
-                else "allow more, if this base is wanted",
+                else f"raise max_base_bytes in {limits.FILE}, if this base is wanted",
                 code="model.size",
             )
         free = shutil.disk_usage(bases).free
@@ -227,9 +327,16 @@ class SiteFolder:
             path.unlink(missing_ok=True)
             raise CorruptFileError(f"{file.name} of the base arrives longer than it is")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as target:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with os.fdopen(open_private(path), "ab") as target:
                 target.write(piece)
+                whole = target.tell()
+            if whole > file.size:
+                path.unlink()
+                raise CorruptFileError(
+                    f"{file.name} of the base came with {whole} bytes, not {file.size}",
+                    "fetch it again",
+                )
         except OSError as error:
             raise storage_error(path, error) from error
 
@@ -242,8 +349,8 @@ class SiteFolder:
         """
         path = self._unfinished(kit, file)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(open_private(path))
             if sha256_of(path) != file.sha256:
                 path.unlink()
                 raise CorruptFileError(f"{file.name} of the base arrived altered", "fetch it again")
@@ -262,8 +369,9 @@ class SiteFolder:
 
         Raises:
             CorpusError: the text is missing, empty or too short.
+            LimitError: the limits do not allow it.
             ModelError: the base cannot be loaded.
-            SiteError: the plan does not know the site, or wants text from elsewhere.
+            SiteError: the plan does not know the site.
             StorageError: the disk refuses.
         """
         import torch
@@ -272,16 +380,30 @@ class SiteFolder:
         from boli.site.work import open_work
 
         plan, section = self.plan_here(kit)
+        refusal = self.answers.refusal(kit.run, kit.digest, self.limits.digest)
+        if refusal is not None:
+            raise refusal
         self._check_base(kit, plan)
         cores = available_cores()
         torch.set_num_threads(min(plan.engine.threads_per_site or cores, cores))
-        work = open_work(plan, section, str(self.base_folder(kit)))
+        work = open_work(plan, section, str(self.base_folder(kit)), kit.num_sites)
+        check = self._order_check(kit, plan)
         try:
+            check.check_work(work.text_tokens, work.num_lines)
             note_pins(self.run_folder(kit) / "run.json", [copy.facts() for copy in work.copies])
-            return Node.of(plan, self.site, link, work, Generations(self.run_folder(kit)), restarts)
+            store = Generations(self.run_folder(kit))
+            return Node.of(plan, self.site, link, work, store, restarts, check)
         except BaseException:
             work.close()
             raise
+
+    def _order_check(self, kit: Kit, plan: Plan) -> OrderCheck:
+        def refuse(order: Order, error: LimitError) -> None:
+            under = self.limits.digest
+            self.answers.refuse(kit.run, kit.digest, under, order.order, error)
+
+        sent = SentBytes(self.state / "sent", self.limits.max_bytes_a_day)
+        return OrderCheck(self.limits, plan, sent, refuse)
 
     def _check_base(self, kit: Kit, plan: Plan) -> None:
         """Refuse a base that is not whole, is named by no digests, or is not safe to load."""
@@ -307,8 +429,9 @@ class SiteFolder:
         """Return the plan with this site's folder as its root, and the site's section.
 
         Raises:
+            LimitError: the plan asks for what the site's limits do not allow.
             PlanError: it is none; keys that only a newer boli knows are ignored.
-            SiteError: the plan does not know the site, or wants text from elsewhere.
+            SiteError: the plan does not know the site.
         """
         corpus = kit.plan.get("corpus", {})
         if not isinstance(corpus, dict):
@@ -321,22 +444,11 @@ class SiteFolder:
             raise SiteError(
                 f"plan {plan.name} has no site {self.site}", f"it has: {names}", "site.unknown"
             )
-        for source in section.text:
-            _check_below(source, self.data)
+        self.limits.check_plan(plan)
+        self.limits.check_text(self.data, section.text)
+        self.limits.check_base(kit.base_sha256, 0 if self.base else kit.base_bytes)
         return plan, section
 
 
 def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _check_below(source: TextSource, data: Path) -> None:
-    """Refuse text outside the site's folder: the plan was written by somebody else."""
-    for path in filter(None, (source.path, source.held_out_by)):
-        parts = PurePosixPath(path)
-        if parts.is_absolute() or ".." in parts.parts:
-            raise SiteError(
-                f"the plan asks for {path}, which is outside {data}",
-                "name text in the plan relative to the site's data folder",
-                "site.outside",
-            )

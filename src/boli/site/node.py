@@ -38,13 +38,16 @@ from boli.rounds.update import (
     Copy,
     Judgement,
     Order,
+    Update,
     UpdateHeader,
     Verdict,
     copies_digest,
     norm_of,
 )
+from boli.site.limits import OrderCheck
 
 MEASURE_EVERY_SECONDS = 0.25
+AGAIN_SECONDS = 60.0  # between two looks at whether a day is over
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Node:
     momentum: float = 0.0  # of pseudo-gradients on their way into the residual (DGC)
     slowdown: float = 1.0
     restarts: int = 0
+    check: OrderCheck | None = None  # by the site's limits; None: the site has none
     version: int = -1  # held; -1: none
     theta: Vector | None = None  # (m,)
     residual: Vector | None = None  # (m,) left unsent, or given back; None: zero
@@ -123,6 +127,7 @@ class Node:
     _pending: Order | None = None
     _newest: int = 0  # sequence of the newest order that came
     _stopping: bool = False
+    _unsent: bool = False  # the answer waits for the next day
     _idle_since: float | None = None
 
     @classmethod
@@ -134,6 +139,7 @@ class Node:
         work: Work,
         store: Generations,
         restarts: int = 0,
+        check: OrderCheck | None = None,
     ) -> Node:
         """Return the node of one of a plan's sites."""
         codec = plan.codec
@@ -149,6 +155,7 @@ class Node:
             codec.momentum if codec.name == "dgc" else 0.0,
             next(one.slowdown for one in plan.site if one.name == site),
             restarts,
+            check,
         )
 
     def run(self) -> None:
@@ -157,6 +164,7 @@ class Node:
         Raises:
             CodecError: training diverged, or what came cannot be read.
             LayoutError: an order is for other parameters.
+            LimitError: an order asks for more than the site allows.
             StorageError: the site's state cannot be written.
         """
         with contextlib.closing(self.work):
@@ -171,7 +179,9 @@ class Node:
                 self._pending = None
                 self._perform(order, self.theta)
             else:  # nothing to do, or for a version that is still on its way
-                self._take(self.link.receive(None))
+                self._take(self.link.receive(AGAIN_SECONDS if self._unsent else None))
+            if self._unsent:
+                self._send()
 
     def joined(self) -> Joined:
         """Return what the node, as it is now, says of itself when it joins."""
@@ -234,6 +244,14 @@ class Node:
         if self.answer is None or order.sequence > self.answer.sequence:
             self._pending = order
         elif order.sequence == self.answer.sequence and (self.payload or not order.local_steps):
+            self._send()
+
+    def _send(self) -> None:
+        """Send the answer, at once or on the day on which the site lets it leave."""
+        assert self.answer is not None
+        update = Update(self.answer, self.payload)
+        self._unsent = self.check is not None and not self.check.may_send(update.num_bytes)
+        if not self._unsent:
             self.link.send_update(self.answer, self.payload)
 
     def _perform(self, order: Order, theta: Vector) -> None:
@@ -243,6 +261,8 @@ class Node:
         started = time.monotonic()
         if self._work_state is None:
             self._work_state = self.work.state()
+        if self.check is not None:
+            self.check.begin(order, self._expected_bytes(order, version))
         watch = _Watch(self, order)
         carried = self.residual_decay.of(self.residual, version) if self.from_residual else None
         start = theta if carried is None else theta - carried
@@ -271,9 +291,15 @@ class Node:
             judgements=done.judgements,
         )
         self.payload = payload
+        if self.check is not None:
+            self.check.end(order, Update(self.answer, payload).num_bytes)
         self._save()
-        self.link.send_update(self.answer, self.payload)
+        self._send()
         self._idle_since = time.monotonic()
+
+    def _expected_bytes(self, order: Order, version: int) -> int:
+        codec = at_density(self.codec, order.density)
+        return codec.expected_bytes(self.work.layout.size, version) if order.local_steps else 0
 
     def _encode(self, order: Order, done: Done, version: int, theta: Vector) -> bytes:
         """Return the payload; what it does not carry is the next residual."""
@@ -369,6 +395,8 @@ class _Watch:
         self.node, self.order = node, order
         self.wanted, self.attempt = order.local_steps, order.attempt
         self._measured = self._last = time.monotonic()
+        self._losses, self._counted = 0.0, 0
+        self._loss: float | None = None
 
     def steps_wanted(self) -> int:
         """Return how many local steps are wanted by now."""
@@ -386,17 +414,33 @@ class _Watch:
             node._take(instruction)
         newer = node._pending
         if newer is not None and newer.sequence == self.order.sequence:
-            self.wanted, self.attempt = min(self.wanted, newer.local_steps), newer.attempt
+            self.wanted, self.attempt = self._fewer(newer.local_steps, done), newer.attempt
             node._pending = newer = None
+        if node.check is not None and done < self.wanted and node.check.is_late(self.order, done):
+            self.wanted = done
+        self._take_loss(loss)
         if now - self._measured >= MEASURE_EVERY_SECONDS or done >= self.wanted:
             self._measured = now
             node.link.measure(
                 {
                     "step": done,
                     "of": self.wanted,
-                    "loss": loss,
+                    **({} if self._loss is None else {"loss": self._loss}),
                     "tokens_per_second": tokens_per_second / node.slowdown,
                     "version": self.order.base_version,
                 }
             )
         return not node._stopping and newer is None
+
+    def _fewer(self, asked: int, done: int) -> int:
+        """Return how many steps a shorter attempt takes; not fewer than the site's limits need."""
+        wanted = min(self.wanted, max(asked, done))
+        check = self.node.check
+        return wanted if check is None else check.steps_for(self.order, wanted)
+
+    def _take_loss(self, loss: float) -> None:
+        """Take the next step's loss; what is shown is the mean over the steps that limits want."""
+        self._losses, self._counted = self._losses + loss, self._counted + 1
+        if self.node.check is None or self.node.check.tells_loss(self._counted):
+            self._loss = self._losses / self._counted
+            self._losses, self._counted = 0.0, 0

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from boli.corpus.sources import Split, read_split, share_of
-from boli.errors import SiteError
-from boli.evaluation.metrics import bits_per_byte, check_tokenizer
+from boli.errors import DivergedError, SiteError
+from boli.evaluation.metrics import Bits, bits_per_byte, bytes_of, check_tokenizer
 from boli.model.adapter import adapter_layout, attach
 from boli.model.base import Base, best_device, check_length, load_base
 from boli.model.group import share_out
@@ -40,6 +40,7 @@ class TrainingWork:
         splits: dict[str, Split],
         copies: Sequence[Copy] = (),  # of pools, that the text lies in
         crew: Crew | None = None,
+        num_sites: int = 0,  # of the run; 0: those that the plan names
     ) -> None:
         self.rank = site.rank
         self._max_lines = plan.evaluation.max_lines
@@ -59,7 +60,7 @@ class TrainingWork:
         lines = [line for split in splits.values() for line in split.train]
         steps = plan.model.local_steps
         if plan.codec.name == "dgc":  # so that the mean of N sites' steps is clipped at clip_norm
-            clip_norm = steps.clip_norm / math.sqrt(len(plan.site))
+            clip_norm = steps.clip_norm / math.sqrt(num_sites or len(plan.site))
             steps = steps.model_copy(update={"clip_norm": clip_norm})
         length = steps.sequence_length
         seed = int(share_of(f"{plan.rounds.seed}/{site.name}") * 1e9)
@@ -67,6 +68,12 @@ class TrainingWork:
         if crew is not None:
             crew.ready(own)
         self.steps = LocalSteps(base.model, self.adapter, text, steps, crew or own)
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens that one pass over the training lines takes."""
+        text = self.steps.text
+        return text.per_pass * text.sequence_length
 
     def perform(
         self,
@@ -112,10 +119,13 @@ class TrainingWork:
         lines = sorted(self._splits[language].part(part), key=share_of)[: self._max_lines]
         base = self._base
         with nullcontext() if self._crew is None else self._crew.watched():
-            found = bits_per_byte(base.model, base.tokenizer, lines, base.max_length)
-        # A version that was ruined gives no number at all. That is a judgement, and no failure.
-        bits = found.bits if math.isfinite(found.bits) else WORST_BITS * found.bytes
-        return Judgement(language=language, part=part, bits=bits, bytes=found.bytes)
+            try:
+                found = bits_per_byte(base.model, base.tokenizer, lines, base.max_length)
+            except DivergedError:
+                # A ruined version gives no number. That is a judgment, not a failure of the site.
+                num_bytes = bytes_of(lines)
+                found = Bits(WORST_BITS * num_bytes, num_bytes)
+        return Judgement(language=language, part=part, bits=found.bits, bytes=found.bytes)
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return moments and cursor."""
@@ -177,7 +187,7 @@ def own_gradient(plan: Plan, site: SitePlan, base: Base, device: torch.device) -
     return OwnGradient(base.model, adapter, steps)
 
 
-def open_work(plan: Plan, site: SitePlan, origin: str) -> TrainingWork:
+def open_work(plan: Plan, site: SitePlan, origin: str, num_sites: int = 0) -> TrainingWork:
     """Load a base and a site's text, and put the two together.
 
     Raises:
@@ -192,7 +202,7 @@ def open_work(plan: Plan, site: SitePlan, origin: str) -> TrainingWork:
         device = best_device() if crew is None else crew.start()
         base = site_base(plan, site, origin, device)
         check_length(base, plan.model.local_steps)
-        return TrainingWork(plan, site, base, splits, copies, crew)
+        return TrainingWork(plan, site, base, splits, copies, crew, num_sites)
     except BaseException:
         if crew is not None:
             crew.close()

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
-import pwd
 import re
 import shlex
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from boli.cli.fleet import state_of
+from boli.cli.fleet import _accepts
 from boli.cli.main import app
+from boli.cli.systemd import SANDBOX
 from boli.engine.identities import Address, Identities, Invitation, write_invitation
 from boli.engine.nats_server import Server
-from boli.errors import TransportError
+from boli.errors import LimitError, NotAcceptedError, RunError, TransportError
 from boli.plan import Plan
+from boli.site.limits import Limits, read_limits
+
+DEPLOY = Path(__file__).resolve().parents[3] / "deploy" / "systemd"
 
 
 @pytest.fixture
@@ -112,7 +118,8 @@ def unit(folder: Path, *words: object) -> str:
 def as_systemd_reads(command: str) -> list[str]:
     """Return the words of ExecStart: quotes are read as a shell does, %% and $$ are one each."""
     assert "%" not in command.replace("%%", "")
-    assert "$" not in command.replace("$$", "")
+    own = re.sub(r"\$\{(CREDENTIALS|STATE)_DIRECTORY\}", "", command)
+    assert "$" not in own.replace("$$", "")
     return shlex.split(command.replace("%%", "%").replace("$$", "$"))
 
 
@@ -123,41 +130,127 @@ def test_unit_keeps_every_sign_of_a_path(tmp_path: Path) -> None:
     (command,) = re.findall(r"^ExecStart=(.*)$", said, re.MULTILINE)
     assert "100%% of $$HOME" in command
     words = as_systemd_reads(command)
-    assert words[1:3] == ["join", str(folder / "gaya.boli")]
-    assert words[3:] == ["--data", str(folder), "--state", str(folder / "state")]
+    assert words[1:5] == ["join", "${CREDENTIALS_DIRECTORY}/invitation", "--data", str(folder)]
+    (invitation, limits) = re.findall(r"^LoadCredential=[a-z.]+:(.*)$", said, re.MULTILINE)
+    assert Path(invitation.replace("%%", "%")) == folder / "gaya.boli"
+    assert Path(limits.replace("%%", "%")) == folder / "gaya.limits.toml"
 
 
-@pytest.mark.parametrize(
-    ("user", "caller", "expected"),
-    [
-        ("root", "nobody", "nobody"),  # sudo boli join --systemd
-        ("nobody", "root", "nobody"),  # sudo -u nobody
-        ("root", None, "root"),
-        (None, None, "root"),
-    ],
-)
-def test_node_runs_as_who_called_sudo(
+def test_unit_runs_as_a_user_of_its_own_in_a_sandbox_and_cannot_write_its_limits(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    user: str | None,
-    caller: str | None,
-    expected: str,
 ) -> None:
-    for name, value in (("USER", user), ("SUDO_USER", caller)):
-        monkeypatch.delenv(name, raising=False)
-        if value is not None:
-            monkeypatch.setenv(name, value)
-    said = unit(tmp_path, "--data", tmp_path, "--state", tmp_path)
-    assert f"\nUser={expected}\n" in said
-
-
-def test_state_under_sudo_is_in_the_callers_home(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("BOLI_HOME", raising=False)
-    monkeypatch.setenv("USER", "root")
-    monkeypatch.setenv("SUDO_USER", "nobody")
-    home = Path(pwd.getpwnam("nobody").pw_dir)
     said = unit(tmp_path, "--data", tmp_path)
-    assert f'"{(home / ".boli/sites/gaya").resolve()}"' in said
-    assert state_of("gaya", "nobody") == home / ".boli/sites/gaya"
+    assert "\nDynamicUser=yes\n" in said
+    assert "\nUser=" not in said
+    assert SANDBOX in said
+    assert f"\nLoadCredential=limits.toml:{tmp_path}/gaya.limits.toml\n" in said
+    assert read_limits(tmp_path / "gaya.limits.toml") == Limits()
+    assert " --accept" in said.replace('"', "")
+
+
+def test_unit_lets_the_node_see_text_where_it_sees_nothing_else(tmp_path: Path) -> None:
+    said = unit(tmp_path, "--data", tmp_path)
+    assert f'\nBindReadOnlyPaths="{tmp_path}"\n' in said or not str(tmp_path).startswith("/tmp")
+
+
+@pytest.mark.parametrize("name", ["a\nUser=root", "a:b"])
+def test_path_that_a_unit_cannot_name_is_refused(tmp_path: Path, name: str) -> None:
+    data = tmp_path / name
+    data.mkdir()
+    write_invitation(
+        Identities(tmp_path / "keys").invite("gaya", Address("h")), tmp_path / "g.boli"
+    )
+    words = ["join", str(tmp_path / "g.boli"), "--systemd", "--data", str(data)]
+    assert isinstance(CliRunner().invoke(app, words).exception, RunError)
+
+
+def test_unit_takes_the_limits_that_there_are(tmp_path: Path) -> None:
+    (tmp_path / "ours.toml").write_text("min_tokens = 9000\n")
+    said = unit(tmp_path, "--data", tmp_path, "--limits", tmp_path / "ours.toml")
+    assert f"\nLoadCredential=limits.toml:{tmp_path}/ours.toml\n" in said
+    (tmp_path / "ours.toml").write_text("min_tokes = 9000\n")
+    words = ["join", str(tmp_path / "gaya.boli"), "--systemd", "--data", str(tmp_path)]
+    done = CliRunner().invoke(app, [*words, "--limits", str(tmp_path / "ours.toml")])
+    assert isinstance(done.exception, LimitError)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_unit_is_rated_safe_by_systemd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    monkeypatch.setattr("boli.cli.systemd.GPU", tmp_path if gpu else tmp_path / "none")
+    path = tmp_path / "boli-join.service"
+    path.write_text(unit(tmp_path, "--data", tmp_path))
+    assert exposure(path) <= 1.8
+
+
+def test_unit_of_the_coordinator_is_in_the_same_sandbox() -> None:
+    path = DEPLOY / "boli-coordinator.service"
+    assert SANDBOX in path.read_text()
+    assert exposure(path) <= 2.0
+
+
+def test_unit_that_systemd_rates_unsafe_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "bare.service"
+    path.write_text("[Service]\nExecStart=/bin/true\n")
+    assert exposure(path) > 8
+
+
+def exposure(path: Path) -> float:
+    """Return how exposed a unit is, 0 to 10, as systemd says."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze (package systemd)")
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = re.search(r"exposure level for .*: ([0-9.]+)", done.stdout)
+    assert found, done.stdout + done.stderr
+    assert "Unknown" not in done.stderr, done.stderr
+    return float(found[1])
+
+
+def asked(unasked: bool, refusal: LimitError | None = None) -> bool:
+    return _accepts("203.0.113.5:4222", Path("limits.toml"), unasked, "the plan", refusal)
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch, answer: str | None) -> None:
+    """Let somebody sit there who answers; None: nobody."""
+    typed = io.StringIO("" if answer is None else f"{answer}\n")
+    monkeypatch.setattr(typed, "isatty", lambda: answer is not None, raising=False)
+    monkeypatch.setattr("sys.stdin", typed)
+
+
+@pytest.mark.parametrize(("answer", "expected"), [("y", True), ("n", False), ("", False)])
+def test_people_at_a_terminal_decide(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: str,
+    expected: bool,
+) -> None:
+    terminal(monkeypatch, answer)
+    assert asked(unasked=False) is expected
+    assert "the plan" in capsys.readouterr().out
+
+
+def test_service_takes_part_only_where_it_was_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal(monkeypatch, None)
+    assert asked(unasked=True)
+    with pytest.raises(NotAcceptedError, match="no terminal") as caught:
+        asked(unasked=False)
+    assert "--accept" in caught.value.hint
+    assert caught.value.exit_code == 22
+
+
+def test_service_does_not_take_part_again_in_a_run_that_it_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal(monkeypatch, None)
+    refusal = LimitError("too many steps")
+    with pytest.raises(LimitError) as caught:
+        asked(unasked=True, refusal=refusal)
+    assert caught.value is refusal
+    terminal(monkeypatch, "y")
+    assert asked(unasked=True, refusal=refusal)

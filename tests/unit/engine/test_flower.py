@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flower_quadratic import LoopbackPost
-from quadratic import LAYOUT, Job, layout_of
+from quadratic import LAYOUT, LENIENT, Job, layout_of
 
 from boli.durable import write_file
 from boli.engine import flower_greeter
@@ -491,7 +491,9 @@ def test_node_with_much_to_say_says_no_more_at_once_than_a_coordinator_takes() -
 
 
 def settings_for(folder: Path) -> dict[str, Any]:
-    return {"site": "gaya", "data": str(folder), "state": str(folder / "state")}
+    (folder / "limits.toml").write_text(LENIENT)
+    places = {"data": str(folder), "state": str(folder / "state")}
+    return {"site": "gaya", **places, "limits": str(folder / "limits.toml"), "accept": True}
 
 
 @pytest.mark.parametrize(
@@ -600,6 +602,47 @@ def test_base_arrives_in_pieces_and_an_interrupted_one_goes_on(
     assert not folder.missing(kit)
     assert not list(folder.base_folder(kit).glob(".*"))
     assert not greeter.greet(7, lambda: True).have
+
+
+def test_node_is_told_of_a_run_only_once_it_said_which_site_it_is(tmp_path: Path) -> None:
+    """And then of its own part: what other sites read is nothing of its business."""
+    heard: list[bytes] = []
+
+    class Heard(LoopbackPost):
+        def send(self, node: int, data: bytes, ttl_seconds: float) -> str:
+            heard.append(data)
+            return super().send(node, data, ttl_seconds)
+
+    kit = Kit(run="run", plan=json.loads(JOB.plan.model_dump_json()), origin="none")
+    greeter = Greeter(Heard({7: settings_for(tmp_path)}), kit, tmp_path, 5.0, is_gaya)
+    assert greeter.greet(7, lambda: True).site == "gaya"
+    bodies = [unpack_message(data)[1] for data in heard]
+    assert bodies[0] == {}
+    (section,) = bodies[1]["kit"]["plan"]["site"]
+    assert section["name"] == "gaya"
+    assert bodies[1]["kit"]["num_sites"] == 2
+    assert not any(b"arrah" in data for data in heard)
+
+
+@pytest.mark.parametrize("change", [{"accept": False}, {"accept": "true"}, {}])
+def test_node_whose_people_do_not_accept_takes_no_part(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = settings_for(tmp_path)
+    del settings["accept"]
+    kit = Kit(run="run", plan=json.loads(JOB.plan.model_dump_json()), origin="none")
+    found = unpack_message(answer(pack("hello", Hello(kit=kit)), settings | change))[1]
+    assert found["code"] == "limits.declined"
+    assert not (tmp_path / "state" / "runs").exists()
+
+
+def test_node_whose_limits_the_plan_is_beyond_takes_no_part(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    del settings["limits"]  # the usual ones hold
+    kit = Kit(run="run", plan=json.loads(JOB.plan.model_dump_json()), origin="none")
+    found = unpack_message(answer(pack("hello", Hello(kit=kit)), settings))[1]
+    assert found["code"] == "limits.min-tokens"
+    assert (tmp_path / "state" / "limits.toml").exists()
 
 
 def test_node_that_names_no_site_of_the_run_is_not_sent_the_base(tmp_path: Path) -> None:

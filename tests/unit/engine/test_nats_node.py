@@ -14,6 +14,8 @@ import pytest
 
 from boli.engine.identities import Access, Address, Identities, new_seed
 from boli.engine.nats_node import Agent
+from boli.engine.wire import unpack_message
+from boli.errors import CorpusError, LimitError, NotAcceptedError
 from boli.site.kit import BaseFile, Kit, SiteFolder
 
 KIT = Kit(run="run", plan={})
@@ -25,11 +27,16 @@ class HeardMeanwhile(SiteFolder):
 
     hear: list[Callable[[], Any]] = field(default_factory=list)
     served: list[str] = field(default_factory=list)
+    refusals: list[LimitError] = field(default_factory=list)
 
     def missing(self, kit: Kit) -> list[BaseFile]:
         for one in self.hear:
             one()
         return []
+
+    def admit(self, kit: Kit, accept: Any) -> None:
+        for error in self.refusals:
+            raise error
 
     def open_node(self, kit: Kit, link: Any, restarts: int = 0) -> Any:
         self.run_folder(kit).mkdir(parents=True, exist_ok=True)
@@ -79,3 +86,51 @@ def test_run_that_was_paused_is_served_when_the_coordinator_says_so(agent: Agent
     assert asyncio.run(agent._ask_for_kit()) == b""  # the answer is not the point here
     agent._serve_run(KIT)
     assert folder.served == ["run"]
+
+
+class Sender:
+    """Keeps the last word of a site."""
+
+    num_waiting = 0
+
+    def __init__(self) -> None:
+        self.said: list[bytes] = []
+
+    def replace(self, message: bytes) -> None:
+        self.said.append(message)
+
+
+def refusing(agent: Agent, error: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let a site refuse a run; return what it tells the coordinator."""
+    for name in ("PAUSE_SECONDS", "AGAIN_SECONDS"):
+        monkeypatch.setattr(f"boli.engine.nats_node.{name}", 0.0)
+    sender: Any = Sender()
+    agent.link.sender = sender
+    folder: Any = agent._folder
+    folder.refusals.append(error)
+    agent._serve_kit(KIT)
+    assert not folder.served
+    return [unpack_message(message)[1]["code"] for message in sender.said]
+
+
+def test_run_beyond_the_limits_is_refused_once_and_waited_out(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = LimitError("10 steps", "ask for fewer", "limits.max-local-steps")
+    assert refusing(agent, error, monkeypatch) == ["limits.max-local-steps"]
+    assert not agent._called.is_set()  # asking again does not change it
+    assert not agent._stopping.is_set()
+
+
+def test_other_problem_is_tried_again(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing(agent, CorpusError("no text"), monkeypatch)
+    assert agent._called.is_set()
+
+
+def test_site_whose_people_do_not_accept_ends_and_says_so(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = refusing(agent, NotAcceptedError("they did not"), monkeypatch)
+    assert said == ["limits.declined"]
+    assert agent._stopping.is_set()
+    assert isinstance(agent._declined, NotAcceptedError)

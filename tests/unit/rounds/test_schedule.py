@@ -316,3 +316,23 @@ def test_site_that_comes_back_gets_its_open_order_on_the_version_there_is(
 def test_site_that_comes_back_without_an_open_order_gets_none(federation: Fed) -> None:
     state = fresh(federation(THREE))
     assert schedule().reopen(state, "gaya") == (state, None)
+
+
+# --- never less than the plan says
+
+
+def test_no_order_asks_for_fewer_steps_than_the_plan_says(federation: Fed) -> None:
+    state = fresh(federation({"arrah": None, "gaya": None, "patna": None}))
+    for name, speed in (("arrah", 10.0), ("gaya", 10.0), ("patna", 0.1)):
+        state = state.with_site(name, steps_per_second=speed)
+    aware = schedule(synchronous=False, speed_aware=True)
+    steps = {order.site: order.local_steps for order in aware.issue(state)[1]}
+    assert steps["patna"] == 2  # the control: an eighth of 16
+    bounded = schedule(synchronous=False, speed_aware=True, min_local_steps=10)
+    state, orders = bounded.issue(state)
+    assert {order.site: order.local_steps for order in orders}["patna"] == 10
+    assert bounded.shrink(state, "patna") == (state, None)
+    state, order = bounded.shrink(state, "arrah")
+    assert order is not None
+    assert order.local_steps == 10
+    assert bounded.shrink(state, "arrah") == (state, None)

@@ -11,6 +11,7 @@ import pytest
 from boli.plan import Plan
 from boli.site import doctor
 from boli.site.kit import Kit, SiteFolder
+from boli.site.limits import Limits
 
 
 def test_disk_with_room_is_fine_and_nothing_stays_there(tmp_path: Path) -> None:
@@ -60,7 +61,10 @@ def test_folder_of_text_is_counted_or_missed(tmp_path: Path) -> None:
 
 def test_text_is_read_as_the_plan_wants_it(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
     kit = Kit(run="run", plan=json.loads(tiny_plan(tmp_path).model_dump_json()))
-    (found,) = doctor.look_at_text(SiteFolder("gaya", tmp_path, tmp_path / "state"), kit)
+    state, allowing = tmp_path / "state", Limits(min_tokens=1, min_judged_lines=1)
+    (found,) = doctor.look_at_text(SiteFolder("gaya", tmp_path, state), kit)
+    assert "limits have" in found.value  # the plan is within no usual limits
+    (found,) = doctor.look_at_text(SiteFolder("gaya", tmp_path, state, None, allowing), kit)
     assert found.level == "ok"
     assert found.value.startswith("mag: ")
     (found,) = doctor.look_at_text(SiteFolder("patna", tmp_path, tmp_path / "state"), kit)
