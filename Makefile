@@ -1,8 +1,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
+SKIPPED := .pytest_cache/skipped
 PYTHON ?= python3
 
-.PHONY: help setup demo check test test-alone test-together faults attack edge flower long fuzz bench docs clean
+.PHONY: help setup demo check test test-alone test-together bare faults attack edge flower long fuzz bench docs clean
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,13 +33,20 @@ $(VENV)-imports/.ready: constraints.txt
 	$(VENV)-imports/bin/python -m pip install --quiet --constraint constraints.txt import-linter
 	@touch $@
 
-test: test-alone test-together ## every test but the long ones; make -j2 test runs two halves at once
+test: setup ## every test but the long ones; make -j2 test runs two halves at once
+	@rm -rf $(SKIPPED)
+	@$(MAKE) --keep-going test-alone test-together; failed=$$?; \
+	$(BIN)/python tests/skipped.py $(SKIPPED) && exit $$failed
 
 test-alone: setup # what one process does, and plans from end to end
-	$(BIN)/python -m pytest --ignore tests/contracts --ignore tests/faults --ignore tests/attacks
+	$(BIN)/python -m pytest --skipped $(SKIPPED)/alone.json \
+		--ignore tests/contracts --ignore tests/faults --ignore tests/attacks
 
 test-together: setup # engines, and what goes wrong between processes
-	$(BIN)/python -m pytest tests/contracts tests/faults tests/attacks
+	$(BIN)/python -m pytest --skipped $(SKIPPED)/together.json tests/contracts tests/faults tests/attacks
+
+bare: ## make demo and make test in a bare Debian; needs root, debootstrap and a network, an hour
+	$(PYTHON) tests/bare/run.py
 
 faults: setup ## 1,000 seeded kills of coordinator and sites, and 200 power cuts
 	$(BIN)/python -m pytest -m slow tests/faults --ignore tests/faults/test_edge.py

@@ -356,6 +356,7 @@ def measure(arm: str, preset: str, data: Path, more: Settings) -> Figures:
 UNLIKE: Settings = {
     "rounds.mode": "asynchronous",
     "rounds.buffer_size": 3,
+    "rounds.most_share": 0.67,
     "rounds.max_staleness": 10,
     "rounds.local_steps": 100,
     "rounds.total": 16,

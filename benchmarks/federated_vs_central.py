@@ -71,6 +71,7 @@ ASYNCHRONOUS: dict[str, Any] = {
     "mode": "asynchronous",
     "buffer_size": 3,
     "max_staleness": 10,
+    "most_share": 0.67,  # 2 of the 3 updates: the fast sites do not wait for the slow one
     "local_steps": 10,
     "total": 120,
 }

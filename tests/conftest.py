@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -27,8 +29,27 @@ from boli.rounds.transport import Delivery
 from boli.rounds.update import Order, ServerState, SiteProgress, Update, UpdateHeader
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only fight
-settings.register_profile("boli", deadline=None, max_examples=60)
+# Of the default profile: hypothesis has another one that it takes in continuous integration.
+_DEFAULT = settings.get_profile("default")
+settings.register_profile("boli", _DEFAULT, deadline=None, max_examples=60)
 settings.load_profile("boli")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--skipped", type=Path, metavar="FILE", help="count skipped tests by reason")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Write why tests were skipped; tests/skipped.py puts the files of several runs together."""
+    path = config.getoption("--skipped")
+    if path is not None:
+        reasons = Counter(
+            report.longrepr[2].removeprefix("Skipped: ").partition(":")[0]
+            for report in terminalreporter.stats.get("skipped", ())
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(reasons, ensure_ascii=False), encoding="utf-8")
+
 
 FAMILIES = ("llama", "qwen2", "qwen3", "bloom")
 TINY_PLAN: dict[str, Any] = {
@@ -85,7 +106,7 @@ def corpora() -> Path:
     """Return the folder of real text beside the repository; skip where it is not there."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(f"the real text is not at {folder}")
+        pytest.skip(f"no real text beside the repository: {folder}")
     return folder
 
 
@@ -256,7 +277,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
     def mount(kilobytes: int) -> Path:
         if os.geteuid() != 0:
-            pytest.skip("only root can mount a file system")
+            pytest.skip("not root: the test mounts a file system")
         folder = tmp_path / f"disk-{len(mounted)}"
         folder.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]

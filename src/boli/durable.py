@@ -11,7 +11,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +213,12 @@ def tensors_digest(arrays: Arrays, facts: str) -> str:
 
 
 def write_tensors(
-    path: Path, arrays: Arrays, facts: Mapping[str, Any], *, private: bool = False
+    path: Path,
+    arrays: Arrays,
+    facts: Mapping[str, Any],
+    sign: Callable[[str], Mapping[str, str]] = lambda _: {},  # digest to what vouches for it
+    *,
+    private: bool = False,
 ) -> None:
     """Write named arrays and JSON facts as one checksummed safetensors file.
 
@@ -221,7 +226,8 @@ def write_tensors(
         StorageError: the disk is full or refuses.
     """
     text = json.dumps(facts, sort_keys=True)
-    metadata = {"facts": text, "sha256": tensors_digest(arrays, text)}
+    digest = tensors_digest(arrays, text)
+    metadata = {"facts": text, "sha256": digest, **sign(digest)}
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     content = safetensors.numpy.save(contiguous, metadata=metadata)
     write_file(path, content, private=private)
@@ -230,6 +236,7 @@ def write_tensors(
 def read_tensors(
     path: Path,
     hint: str = "delete it",  # where it is not whole
+    is_signed: Callable[[str, Mapping[str, str]], bool] = lambda *_: True,  # digest, metadata
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Return what `write_tensors` wrote.
 
@@ -243,6 +250,8 @@ def read_tensors(
         text, digest = metadata["facts"], metadata["sha256"]
         if tensors_digest(arrays, text) != digest:
             raise CorruptFileError(f"{path} does not match its checksum", hint)
+        if not is_signed(digest, metadata):
+            raise CorruptFileError(f"{path} is not signed by the key that it should be", hint)
         return arrays, json.loads(text)
     except (
         OSError,
@@ -261,9 +270,16 @@ class Generations:
     Only their owner can read them: updates and moments tell of the text they were made from.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        sign: Callable[[str], Mapping[str, str]] = lambda _: {},  # as of `write_tensors`
+        is_signed: Callable[[str, Mapping[str, str]], bool] = lambda *_: True,
+    ) -> None:
         self.folder = folder
         self.keep = keep
+        self._sign, self._is_signed = sign, is_signed
         self._corrupt: list[Path] = []  # found by `load`; they go once something newer is whole
 
     def paths(self) -> list[Path]:
@@ -279,7 +295,7 @@ class Generations:
         there = self.paths()
         number = int(there[0].stem) + 1 if there else 1
         path = self.folder / f"{number:09d}.safetensors"
-        write_tensors(path, arrays, facts, private=True)
+        write_tensors(path, arrays, facts, self._sign, private=True)
         whole = [old for old in there if old not in self._corrupt]
         for old in [*self._corrupt, *whole[self.keep - 1 :]]:
             old.unlink(missing_ok=True)
@@ -297,7 +313,7 @@ class Generations:
         corrupt: list[Path] = []
         for path in self.paths():
             try:
-                arrays, facts = read_tensors(path)
+                arrays, facts = read_tensors(path, is_signed=self._is_signed)
             except CorruptFileError:
                 corrupt.append(path)
             else:

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 from boli.durable import storage_error, write_file
 from boli.errors import CorruptFileError
-from boli.signature import SigningKey
+from boli.signature import SigningKey, note_sealed
 
 SCHEMA = 2
 GENESIS = "0" * 64
@@ -117,6 +117,21 @@ class UpdateAccepted(Event):
 
 
 @dataclass(frozen=True)
+class UpdateWeighed(Event):
+    """What an update counts for in a version, and what is seen of its site."""
+
+    site: str
+    sequence: int
+    version: int  # that it is in
+    weight: float  # before staleness
+    norm: float
+    bound: float  # of the norm; 0: none
+    scaled: float  # factor that brought the norm below its bound, 1 if none
+    direction: float | None  # median cosine of where the site is heading to the others; -1 to 1
+    offence: str  # "direction", "norm", or nothing
+
+
+@dataclass(frozen=True)
 class UpdateRejected(Event):
     order: str
     site: str
@@ -143,19 +158,6 @@ class RoundStepped(Event):
     tokens: int  # of the whole run so far
     step_norm: float
     seconds: float  # since this process started the loop
-
-
-@dataclass(frozen=True)
-class SitesCompared(Event):
-    """How the updates of one round stand beside each other, site by site.
-
-    For each site: `norm` of its update, `bound` that the norm was held below,
-    `cosine` between its update and the sum of the others' (null where it stood
-    alone), and `offences`, how often so far it was held to a bound or refused.
-    """
-
-    version: int  # that was made of them
-    sites: dict[str, dict[str, float | int | None]]
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,13 @@ class VersionExported(Event):
 class SiteBenched(Event):
     site: str
     reason: str
+
+
+@dataclass(frozen=True)
+class SiteForgiven(Event):
+    """A person lets a site take part again, whatever was seen of it."""
+
+    site: str
 
 
 @dataclass(frozen=True)
@@ -403,6 +412,8 @@ class Journal:
         self.sync()
         if self.key is not None:
             head = head.signed(self.key)
+            if old is None:
+                note_sealed(run)
         write_file(head_path(self.path), json.dumps(asdict(head)).encode())
         self._head = head
 
@@ -532,10 +543,19 @@ def read_journal(path: Path) -> list[Entry]:
 
 
 def entry_of(line: Line) -> Entry | None:
-    """Return a line as an entry; None where its kind is unknown."""
+    """Return a line as an entry; None where its kind is unknown.
+
+    Raises:
+        CorruptFileError: it lacks what its kind has; no program of ours wrote it.
+    """
     body = line.body
-    kind = Event.registry.get(body["event"])
+    kind = Event.registry.get(body.get("event", ""))
     if kind is None:
         return None
     values = {f.name: body[f.name] for f in fields(kind) if f.name in body}
-    return Entry(body["seq"], body["time"], kind(**values))
+    try:
+        return Entry(body["seq"], body["time"], kind(**values))
+    except (TypeError, KeyError) as error:
+        raise CorruptFileError(
+            f"line {body['seq'] + 1} of the journal is no {kind.name}: {error}", RESTORE
+        ) from None

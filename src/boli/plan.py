@@ -7,6 +7,7 @@ several keys stand at the end of each section, and say what to change.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -125,8 +126,8 @@ class AdapterPlan(Section):
 class LocalStepsPlan(Section):
     """The inner loop at a site: AdamW on packed sequences."""
 
-    batch_sequences: int = Field(8, ge=1)
-    sequence_length: int = Field(128, ge=8)  # tokens
+    batch_sequences: int = Field(8, ge=1, le=65_536)
+    sequence_length: int = Field(128, ge=8, le=1 << 20)  # tokens
     learning_rate: float = Field(1e-3, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: float = Field(0.05, ge=0, le=0.9)  # fraction of the run
@@ -138,6 +139,21 @@ class LocalStepsPlan(Section):
     keep_moments: bool = True  # AdamW moments stay at the site from order to order
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+
+    def rate_at(self, position: float) -> float:
+        """Return the learning rate at a position of the run, 0 to 1."""
+        if position < self.warmup:
+            return self.learning_rate * (position + 0.01 * self.warmup) / (1.01 * self.warmup)
+        done = min(1.0, (position - self.warmup) / max(1e-9, 1 - self.warmup))
+        floor = self.final_learning_rate
+        match self.schedule:
+            case "constant":
+                return self.learning_rate
+            case "linear":
+                return self.learning_rate * (1 - (1 - floor) * done)
+            case "cosine":
+                fallen = (1 + math.cos(math.pi * done)) / 2
+                return self.learning_rate * (floor + (1 - floor) * fallen)
 
 
 class ModelPlan(Section):
@@ -221,6 +237,7 @@ class Plan(Section):
                 "sites that share a support train from one version, and asynchronous ones do not: "
                 'set rounds.mode = "synchronous", or codec.name = "sparse"'
             )
+        self._check_robust()
         if (self.rounds.buffer_size or 1) > 4 * len(names):
             raise ValueError(
                 f"rounds.buffer_size {self.rounds.buffer_size} is more than 4 updates from each "
@@ -247,6 +264,30 @@ class Plan(Section):
                 f"site {site.name!r} shards its base, which has to be frozen and not quantized: "
                 'set its sharding = "none", or choose an adapter of lora, frozen_a or core on '
                 'model.base.quantize = "none"'
+            )
+
+    def _check_robust(self) -> None:
+        rule = self.rounds.robust
+        if rule == "none":
+            return
+        if len(self.site) < 3:
+            raise ValueError(
+                f'rounds.robust = "{rule}" needs 3 sites: of {len(self.site)} no rule can tell '
+                'which one is wrong; set rounds.robust = "none"'
+            )
+        if rule == "centered_clipping":
+            return
+        if self.codec.name in ("sparse", "dgc"):
+            raise ValueError(
+                f'rounds.robust = "{rule}" with codec "{self.codec.name}" gives almost nothing but '
+                "zeros, without any attack: each site sends its own entries, and most sites send "
+                'none of an entry; set codec.name = "public" or "dense", or '
+                'rounds.robust = "none" or "centered_clipping"'
+            )
+        if self.buffer_size < 3:
+            raise ValueError(
+                f'rounds.robust = "{rule}" needs 3 updates in a round, and rounds.buffer_size is '
+                f"{self.buffer_size}; raise it"
             )
 
     def _check_dgc(self) -> None:

@@ -47,7 +47,13 @@ class RoundsPlan(Section):
     speed_aware: bool = False  # local steps follow each site's measured speed
     staleness_power: float = Field(0.5, ge=0, le=2)  # weight shrinks by (1 + staleness) ** this
     token_power: float = Field(1.0, ge=0, le=1)  # update weight = tokens ** token_power
-    norm_multiple: float = Field(10.0, gt=1)  # scale down above so many running medians
+    # Bounds on what one site can do (docs/decisions/0021-one-site-its-share.md).
+    step_multiple: float = Field(1.0, gt=0)  # of what so many AdamW steps can move; inf: no bound
+    norm_multiple: float | None = Field(None, gt=0)  # of what the lower-median site adds; inf: none
+    most_share: float | None = Field(None, gt=0, le=1)  # asynchronous: of any ten versions' updates
+    robust: Literal["none", "trimmed_mean", "median", "centered_clipping"] = "none"
+    trim_share: float = Field(0.2, gt=0, lt=0.5)  # trimmed_mean: of the sites, at each end
+    suspend: bool = True  # sites that offend again and again
     patience_seconds: float = Field(3600.0, gt=0)  # with a site that does not judge the end
     deadline_seconds: float = Field(0.0, ge=0)  # re-issue with half the steps; 0: never
     outer: OuterPlan = OuterPlan()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,6 @@ CODE_KEYS = frozenset(
         "_experts_implementation",
         "_experts_implementation_internal",
         "use_kernels",
-        "use_mamba_kernels",
         "kernel_config",
         "transformers_weights",
         "trust_remote_code",
@@ -160,8 +160,11 @@ def refuse_code(folder: Path) -> None:
 
 
 def _no_hub_kernels() -> None:
-    """Keep transformers from fetching compiled code for layers; it looks when it is imported."""
-    os.environ["USE_HUB_KERNELS"] = "NO"
+    """Keep transformers from fetching compiled code for layers, which some choose by themselves."""
+    os.environ["USE_HUB_KERNELS"] = "NO"  # it looks when it is imported
+    loaded = sys.modules.get("transformers.integrations.hub_kernels")
+    if loaded is not None:
+        vars(loaded)["_kernels_enabled"] = False
 
 
 def is_built_in(model_type: object) -> bool:

@@ -20,9 +20,9 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,9 @@ from boli.journal import (
     RunFinished,
     RunInterrupted,
     RunResumed,
+    SiteForgiven,
     VersionExported,
+    read_head,
 )
 from boli.model.layout import Layout
 from boli.plan import Plan
@@ -60,13 +62,14 @@ from boli.rounds.journaled import version_exported
 from boli.rounds.loop import Rounds
 from boli.rounds.transport import Joined, Transport
 from boli.rounds.update import ServerState
-from boli.signature import own_fingerprint, own_key
+from boli.signature import SigningKey, own_fingerprint, own_key
 
 if TYPE_CHECKING:
     from boli.evaluation.forecast import Forecast
 
 
 WAITING = "waiting for the sites"
+FRAMES_KEPT_BYTES = 64 << 20  # of one round, for which its updates wait for each other
 Engine = Callable[["Run", Prepared], AbstractContextManager[Transport]]
 
 
@@ -116,29 +119,69 @@ class Run:
         Raises:
             CorruptFileError: no checkpoint can be read, or this machine's key is not whole.
         """
-        found = CheckpointStore(self.folder / "checkpoints").load()
         own = own_fingerprint()
-        return verify(self.folder, found, own=own, signer=key or own)
+        told, _, found = self._verified(own, key or own)
+        if found is None or not found[1] or told.problem:
+            return told
+        names = ", ".join(path.name for path in found[1])
+        return replace(
+            told,
+            problem=f"of the checkpoints in {self._checkpoints}, {names} was changed or not whole",
+            hint=f"resuming goes on from the one before, of version {found[0].version}",
+        )
+
+    def _verified(
+        self,
+        own: str,
+        signer: str,  # fingerprint
+        key: SigningKey | None = None,  # that will sign the checkpoints to come
+    ) -> tuple[Verification, CheckpointStore, Found | None]:
+        """Look at all that is there; no checkpoint is looked at unless the journal holds."""
+        told = verify(self.folder, None, own=own, signer=signer, checkpoint=False)
+        head = None if told.problem else read_head(self._journal)
+        checkpoints = CheckpointStore(self._checkpoints, key, head.key if head else "")
+        if told.problem:
+            return told, checkpoints, None
+        found = checkpoints.load()
+        return verify(self.folder, found, own=own, signer=signer), checkpoints, found
 
     def adopt(self) -> Verification:
-        """Sign the journal as it is with this machine's key, whoever signed it before.
+        """Sign journal and checkpoint as they are with this machine's key, whoever signed before.
 
         For a run that was moved here, or whose key was lost: whoever asks for it vouches for
         what is there.
 
         Raises:
-            CorruptFileError: something besides the signature does not hold.
+            CorruptFileError: something besides signatures does not hold.
         """
         with locked(self.folder, "run"):
-            found = CheckpointStore(self.folder / "checkpoints").load()
+            key = own_key()
+            checkpoints = CheckpointStore(self._checkpoints, key)
+            found = checkpoints.load()
             verify(self.folder, found, signature=False).check()
-            journal = Journal(self.folder / "journal.jsonl", key=own_key())
-            with contextlib.closing(journal):
-                state = found[0] if found else None
-                run = read_json(self.folder / "run.json")["run"]
-                saved = state.journal_seq if state else -1
-                journal.seal(run, state.version if state else 0, saved)
+            with contextlib.closing(Journal(self._journal, key=key)) as journal:
+                if found is not None:
+                    checkpoints.save(found[0])
+                self.seal(journal, found)
         return self.verify()
+
+    def seal(self, journal: Journal, found: Found | None) -> None:
+        """Seal a journal up to here; from now on its head asks for no newer checkpoint than this.
+
+        Raises:
+            StorageError: the head cannot be written.
+        """
+        run = str(read_json(self.folder / "run.json")["run"])
+        version, saved = (found[0].version, found[0].journal_seq) if found else (0, -1)
+        journal.seal(run, version, saved)
+
+    @property
+    def _journal(self) -> Path:
+        return self.folder / "journal.jsonl"
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
 
     def write_report(self) -> Path:
         """Write report.json and report.html; returns the page's path."""
@@ -176,6 +219,7 @@ def train(
     plan: Plan | None = None,
     *,
     resume: str | None = None,
+    forgive: Sequence[str] = (),
     runs: str | Path = "runs",
     observe: Observer = ignore,
     should_stop: Callable[[], bool] = lambda: False,
@@ -186,7 +230,8 @@ def train(
     `observe` gets journal events, live measurements and stages as they happen.
     When `should_stop` says so, the run ends at a point from which it can be
     resumed, and `Run.finished` is False. `engine` reaches sites elsewhere; without it
-    they are processes on this machine.
+    they are processes on this machine. Sites named in `forgive` take part again in a run
+    that is resumed, although it suspended them.
 
     Raises:
         BoliError: the plan, the text, the base or the disk does not allow it.
@@ -202,6 +247,11 @@ def train(
                 f"the plan differs from the one that run {run.id} follows",
                 f"resume without a plan: boli train --resume {run.id}; or start a new run",
             )
+    elif plan is not None and forgive:
+        raise RunError(
+            "a new run has suspended no site yet",
+            f"resume the run that did: boli train --resume RUN --forgive {forgive[0]}",
+        )
     elif plan is not None:
         check_text(plan, sites=engine is None)
         check_origin(plan.model.base.path or "")
@@ -211,7 +261,7 @@ def train(
     with locked(run.folder, "run"):
         if plan is not None and resume is None:
             write_file(run.folder / "plan.json", plan.model_dump_json(indent=2).encode())
-        return _carry_out(run, observe, should_stop, engine or local_engine)
+        return _carry_out(run, observe, should_stop, engine or local_engine, forgive)
 
 
 def carry_out(folder: Path, plan: Plan, engine: Engine, observe: Observer = ignore) -> Run:
@@ -250,16 +300,21 @@ def _new_folder(runs: Path, name: str) -> Path:
     raise RunError(f"too many runs called {name}-{stamp}", "wait a second")
 
 
-def _carry_out(run: Run, observe: Observer, should_stop: Callable[[], bool], engine: Engine) -> Run:
-    checkpoints = CheckpointStore(run.folder / "checkpoints")
+def _carry_out(
+    run: Run,
+    observe: Observer,
+    should_stop: Callable[[], bool],
+    engine: Engine,
+    forgive: Sequence[str] = (),
+) -> Run:
+    # All of this before anything is written: what was altered must not be signed.
     key = own_key()
-    found = checkpoints.load()
-    # Before anything is written: what was altered must not be signed.
-    verify(run.folder, found, signer=key.fingerprint).check()
-    journal = Journal(run.folder / "journal.jsonl", [observe], key)
+    told, checkpoints, found = run._verified(key.fingerprint, key.fingerprint, key)
+    told.check()
+    journal = Journal(run._journal, [observe], key)
     with contextlib.closing(journal):
         try:
-            _to_the_end(run, journal, checkpoints, found, observe, should_stop, engine)
+            _to_the_end(run, journal, checkpoints, found, observe, should_stop, engine, forgive)
         except BoliError as error:
             # A full disk refuses this line too; the error itself says enough then.
             with contextlib.suppress(StorageError):
@@ -287,19 +342,17 @@ def _to_the_end(
     observe: Observer,
     should_stop: Callable[[], bool],
     engine: Engine,
+    forgive: Sequence[str],
 ) -> None:
     """Take a run from wherever it is to its adapter, or to where it was told to stop."""
     started = time.monotonic()
     plan = run.plan
     _let_threads_sleep()
     begun = (run.folder / "run.json").exists()
+    if begun and found is not None and read_head(journal.path) is None:
+        checkpoints.save(found[0])  # signed, before there is a head that asks for it
     if begun:
-        # From now on the head asks for no newer checkpoint than the one that is gone on with.
-        state = found[0] if found else None
-        saved = state.journal_seq if state else -1
-        journal.seal(
-            read_json(run.folder / "run.json")["run"], state.version if state else 0, saved
-        )
+        run.seal(journal, found)
     prepared, first = prepare(run.folder, plan, journal, observe, boli.__version__)
     corrupt: list[Path] = []
     if found is None:
@@ -307,6 +360,7 @@ def _to_the_end(
     else:
         state, corrupt = found
         state = state.welcome_back()
+        state = _forgiven(state, forgive, journal)
         checkpoints.save(state)
     if begun:
         journal.append(RunResumed(state.version, [p.name for p in corrupt], state.journal_seq))
@@ -327,6 +381,23 @@ def _to_the_end(
     _finish(run, plan, prepared, state, exported, journal, base)
     journal.append(RunFinished(state.version, time.monotonic() - started, "adapter"))
     journal.seal_rest()
+
+
+def _forgiven(state: ServerState, names: Sequence[str], journal: Journal) -> ServerState:
+    """Return the state in which these sites take part again, and journal that.
+
+    Raises:
+        RunError: the run has no such site.
+    """
+    from boli.rounds.suspicion import forgive
+
+    for name in names:
+        if name not in state.sites:
+            there = ", ".join(state.sites)
+            raise RunError(f"the run has no site {name!r} to forgive", f"it has {there}")
+        state = forgive(state, name)
+        journal.append(SiteForgiven(name))
+    return state
 
 
 @contextlib.contextmanager
@@ -357,20 +428,24 @@ def _rounds(
     should_stop: Callable[[], bool],
 ) -> Rounds:
     from boli.codec.codec import codec_for, decay_for
+    from boli.rounds.bounds import multiple_of, reach_of
     from boli.rounds.buffer import BufferedStrategy
     from boli.rounds.cohort import cohorts_for
     from boli.rounds.outer import outer_optimizer
     from boli.rounds.schedule import Schedule
+    from boli.rounds.suspicion import Suspicion, early_versions
 
     layout = Layout.from_description(prepared.layout)
-    steps, rounds = plan.model.local_steps, plan.rounds
+    steps, rounds, codec = plan.model.local_steps, plan.rounds, codec_for(plan.codec)
+    frames = len(plan.site) * (1 if rounds.mode == "synchronous" else 2)  # at most, at one time
+    frames_bytes = frames * codec.expected_bytes(layout.size, 0)
     tokens_a_step = steps.batch_sequences * steps.sequence_length
     strategy = BufferedStrategy(
         buffer_size=plan.buffer_size,
         max_staleness=plan.max_staleness,
         staleness_power=rounds.staleness_power,
         token_power=rounds.token_power,
-        norm_multiple=rounds.norm_multiple,
+        norm_multiple=multiple_of(plan),
         reference_tokens=rounds.local_steps * tokens_a_step,
         max_tokens_per_step=tokens_a_step,
         outer=outer_optimizer(rounds.outer),
@@ -379,6 +454,12 @@ def _rounds(
         downlink=codec_for(plan.codec.down),
         downlink_decay=decay_for(plan.codec.down, rounds.total),
         cohorts=cohorts_for(plan),
+        keeps_frames=rounds.robust != "none" or frames_bytes <= FRAMES_KEPT_BYTES,
+        reach=reach_of(plan),
+        robust=rounds.robust,
+        trim_share=rounds.trim_share,
+        suspicion=Suspicion(rounds.suspend, early_versions(len(plan.site), plan.buffer_size)),
+        most_share=rounds.most_share,
     )
     schedule = Schedule(
         total=rounds.total,
@@ -388,6 +469,7 @@ def _rounds(
         every_rounds=plan.evaluation.every_rounds,
         min_local_steps=rounds.min_local_steps,
         densities=(plan.codec.least_density or plan.codec.density, plan.codec.density),
+        shares=strategy.shares,
     )
 
     def check_site(joined: Joined) -> None:

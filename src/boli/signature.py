@@ -69,6 +69,25 @@ def key_path() -> Path:
     return home / "keys" / "journal.key"
 
 
+def _note_of(run: str) -> Path:
+    return key_path().parent / "sealed" / hashlib.sha256(run.encode()).hexdigest()
+
+
+def note_sealed(run: str) -> None:
+    """Note that this machine signs a run's journal: from then on it is not one without a head.
+
+    Raises:
+        StorageError: the note cannot be written.
+    """
+    if not was_sealed(run):
+        write_file(_note_of(run), run.encode())
+
+
+def was_sealed(run: str) -> bool:
+    """Tell whether this machine has signed the journal of a run of this name."""
+    return _note_of(run).exists()
+
+
 def own_fingerprint() -> str:
     """Return the fingerprint of this machine's key; empty where it has none yet.
 

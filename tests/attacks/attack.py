@@ -25,9 +25,11 @@ NO_ATTACKS = {
     "conftest",
     "consent_scene",
     "hostile_node",
+    "liars",
     "one_site",
     "rogue",
     "run",
+    "sealed_run",
     "test_attacks",
 }
 

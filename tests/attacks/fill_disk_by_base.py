@@ -65,7 +65,7 @@ def attack(folder: Path, *, fast: bool) -> Outcome:
         whole = {"name": "config.json", "size": 40_000, "sha256": NO_HASH}
         rogue.offer({**facts, "run": "wrong", "files": [whole]}, "arrived altered 3 times")
         most = max(sizes)
-        honest = rogue.serve_honestly()
+        honest = rogue.fetch_honestly() if fast else rogue.serve_honestly()
         beside = sorted(str(path.relative_to(folder)) for path in folder.rglob("*canary*"))
     left = list((state / "bases").glob("*/.*.part"))
     honest_bytes = sum(file["size"] for file in facts["files"])

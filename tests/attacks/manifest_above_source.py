@@ -23,7 +23,7 @@ def attack(folder: Path, *, fast: bool) -> Outcome:
     mine, file = scene.folder / "mine", scene.folder / "mine" / "m.txt"
     written = scene.prepare(mine)
     scene.share()
-    template = (mine / "source.toml").read_text(encoding="utf-8")
+    said = (mine / "source.toml").read_text(encoding="utf-8") if "source.toml" in written else ""
     if not fast:
         (mine / "source.toml").write_text(OPEN)  # now beside the file
         scene.prepare(file, out=scene.folder / "alone")
@@ -35,7 +35,7 @@ def attack(folder: Path, *, fast: bool) -> Outcome:
     scene.share()
     seen = scene.leaked()
     return Outcome(
-        refused=leaks == 0 and "purposes = []" in template and f"wrote {mine}" in written,
+        refused=leaks == 0 and "purposes = []" in said and f"wrote {mine}" in written,
         observed=f"{leaks} texts are in the pool; a template was written into the source",
         control=f"the same source.toml in the source itself shares {seen}" if seen else "",
         figures={"leaked": leaks, "in_control": seen},

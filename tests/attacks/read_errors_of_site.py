@@ -66,13 +66,13 @@ def attack(folder: Path, *, fast: bool) -> Outcome:
             rogue.offer(kit, f"run asks-{number}:")
             failures += rogue.arrivals(Failed)
             codes.append(code)
-        honest = rogue.serve_honestly()
+        honest = "" if fast else f"; {rogue.serve_honestly()}"
         left = b"\n".join([*rogue.heard, *map(opened, rogue.heard), repr(failures).encode()])
         at_home = rogue.said.count(CANARY)
     leaked = left.count(CANARY.encode()) + left.count(b"data/")
     told = [one.problem for one in failures]
     as_coded = all(PUBLIC_WORDS[code][0] in told for code in codes)
-    observed = f"{len(failures)} failures told by {len(set(told))} of our sentences, {honest}"
+    observed = f"{len(failures)} failures told by {len(set(told))} of our sentences{honest}"
     if leaked or not as_coded:
         observed = f"{leaked} times a name or a path left the site; the coordinator heard {told}"
     control = (

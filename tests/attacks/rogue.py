@@ -226,7 +226,7 @@ class Rogue:
         self.kit = facts if isinstance(facts, bytes) else json.dumps(facts).encode()
         before, asked = len(self.said), self.asked
         for _ in self._wait(lambda: self.asked > asked):
-            self.transport._line.call(self.transport._say("hello"))
+            self.say_hello()
         self.wait_for(lambda: word in self.said[before:] and "\n" in self.said[before:])
         return self.said[before:]
 
@@ -268,6 +268,19 @@ class Rogue:
         tokens = self.ask_for_a_step(1)
         return f"an honest run was served: {tokens} tokens, {joined.site}"
 
+    def fetch_honestly(self) -> str:
+        """Offer an honest run, until the site has all of its base."""
+        self.pieces = lambda _: None
+        self.offer(self._kit)
+        folder = self.folder / "state" / "bases" / self._kit.base_digest
+        names = {file.name for file in self._kit.files}
+        self.wait_for(lambda: folder.is_dir() and {path.name for path in folder.iterdir()} == names)
+        return f"an honest base of {len(names)} files was fetched"
+
+    def say_hello(self) -> None:
+        """Let the site say what it holds, or ask again what there is to do."""
+        self.transport._line.call(self.transport._say("hello"))
+
     def ask_for_a_step(self, sequence: int) -> int:
         """Ask for one local step, also of a node that was started again; return its tokens."""
         from boli.rounds.transport import Delivery, Joined
@@ -281,6 +294,8 @@ class Rogue:
             local_steps=1,
         )
         self.transport.send_order(order)
+        if sequence > 1:
+            self.say_hello()
         while True:
             for arrival in self.arrivals(Joined | Delivery):
                 if isinstance(arrival, Joined):

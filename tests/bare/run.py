@@ -72,10 +72,6 @@ def build(root: Path, suite: str) -> None:
 def run(root: Path, command: str, as_root: bool) -> int:
     """Run a command in the clone, in mount and process namespaces that end with it."""
     settings = pip_settings()
-    variables = {name: value for name, value in os.environ.items() if PASSED_ON.match(name)}
-    variables |= settings
-    variables |= {"HOME": f"/home/{USER}", "USER": USER, "LANG": "C.UTF-8"}
-    variables["PATH"] = "/usr/local/bin:/usr/bin:/bin" + ":/usr/sbin:/sbin" * as_root
     lines = ["set -eu", f"mount -t proc proc {root}/proc", f"mount --rbind /dev {root}/dev"]
     for path in named_paths(settings):
         there = root / path.relative_to("/")
@@ -86,12 +82,16 @@ def run(root: Path, command: str, as_root: bool) -> int:
             there.touch()
         lines.append(shlex.join(["mount", "--bind", "-o", "ro", str(path), str(there)]))
     whose = [] if as_root else [f"--userspec={USER}:{USER}"]
-    inside = f"cd /home/{USER}/boli && {command}"
-    given = [f"{name}={value}" for name, value in variables.items()]
-    chroot = ["chroot", *whose, str(root), "env", "-i", *given, "sh", "-c", inside]
-    lines.append("exec " + shlex.join(chroot))
-    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
-    return subprocess.run([*namespaces, "sh", "-c", "\n".join(lines)], check=False).returncode
+    path_inside = "/usr/local/bin:/usr/bin:/bin" + ":/usr/sbin:/sbin" * as_root
+    inside = f"export PATH={path_inside}; cd /home/{USER}/boli && {command}"
+    lines.append("exec " + shlex.join(["chroot", *whose, str(root), "sh", "-c", inside]))
+    # In its environment, not among its arguments: an address of an index may hold a password.
+    variables = {name: value for name, value in os.environ.items() if PASSED_ON.match(name)}
+    variables |= settings | {"HOME": f"/home/{USER}", "USER": USER, "LANG": "C.UTF-8"}
+    variables["PATH"] = os.environ["PATH"]
+    namespaces = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--fork"]
+    whole = [*namespaces, "--kill-child", "sh", "-c", "\n".join(lines)]
+    return subprocess.run(whole, env=variables, check=False).returncode
 
 
 @contextlib.contextmanager

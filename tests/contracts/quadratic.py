@@ -9,6 +9,7 @@ site under the local engine: quadratic.py FOLDER SITE DESCRIPTOR RESTARTS.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -181,7 +182,15 @@ class Job:
                     "adapter": {"rank": 4},
                     "local_steps": {"batch_sequences": 1, "sequence_length": TOKENS_A_STEP},
                 },
-                "rounds": {"total": 4, "local_steps": 4, **self.rounds},
+                # The work is no AdamW, and its references know of no bounds.
+                "rounds": {
+                    "total": 4,
+                    "local_steps": 4,
+                    "step_multiple": math.inf,
+                    "norm_multiple": math.inf,
+                    "suspend": False,
+                    **self.rounds,
+                },
                 "codec": {"dtype": self.dtype, **self.codec},
                 "evaluation": {"every_rounds": self.every_rounds},
                 "site": [
@@ -385,25 +394,32 @@ def counted_once(job: Job, history: Sequence[ServerState], tap: Tap) -> Vector:
     from what the checkpoints say was taken in, without any of the coordinator.
     """
     theta, rounds = job.first_state().theta, job.plan.rounds
-    made = {0: theta}
-    sums, weights = np.zeros(theta.size, np.int64), np.zeros(theta.size)
+    versions = {0: theta}
+    waiting: dict[str, list[int]] = {name: [] for name in job.ranks}  # sequences, by site
     for (before, found), after in zip(_turns(job, history), history, strict=True):
         for name, sequence in found:
-            header, payload = tap.updates[f"run-{name}-{sequence}"]
-            if header.local_steps:
+            if tap.updates[f"run-{name}-{sequence}"][0].local_steps:
+                waiting[name].append(sequence)
+        restored = after.version if after.version > before.version else -1
+        earlier = after.selection.restored.get(restored)
+        made = 0 if earlier is not None else after.version - before.version
+        for version, names in enumerate(after.recent[-made:] if made else (), before.version):
+            sums, weights = np.zeros(theta.size, np.int64), np.zeros(theta.size)
+            for name in names:
+                if not waiting[name]:  # versions hold more than the checkpoints took in
+                    return np.full_like(theta, np.nan)
+                header, payload = tap.updates[f"run-{name}-{waiting[name].pop(0)}"]
                 view = LAYOUT.view(job.ranks[name])
                 vector = decode_frame(payload, LAYOUT.digest, view.size).vector
                 weight = np.rint(header.tokens / TOKENS_A_STEP / rounds.local_steps * 2**20) / 2**20
-                factor = weight / np.sqrt(1 + before.version - header.base_version)
+                factor = weight / np.sqrt(1 + version - header.base_version)
                 entries = np.concatenate([np.arange(*span) for span in view.spans])
                 sums[entries] += np.rint(vector.astype(float) * (factor * 2.0**40)).astype(int)
                 weights[entries] += weight
-        if after.version in after.selection.restored:
-            theta = made[after.selection.restored[after.version]]
-        elif after.version > before.version:
             theta = theta - (sums / (np.where(weights, weights, 1) * 2.0**40)).astype(np.float32)
-            sums, weights = np.zeros_like(sums), np.zeros_like(weights)
-            made[after.version] = theta
+            versions[version + 1] = theta
+        if earlier is not None:
+            theta = versions[earlier]
     return theta
 
 

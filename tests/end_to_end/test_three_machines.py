@@ -33,10 +33,8 @@ SKIPPED = ("every machine", "bhojpur, as root")  # to install, and what systemd 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.timeout(1800),  # nothing in it waits for long without progress
-    pytest.mark.skipif(
-        os.geteuid() != 0 or shutil.which("ip") is None,
-        reason="network namespaces need root and the command ip (package iproute2)",
-    ),
+    pytest.mark.skipif(os.geteuid() != 0, reason="not root: network namespaces need it"),
+    pytest.mark.skipif(not shutil.which("ip"), reason="needs the command ip (package iproute2)"),
 ]
 
 
@@ -126,7 +124,7 @@ class Machine:
 def _ip(words: str) -> None:
     done = subprocess.run(["ip", *words.split()], capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.skip(f"ip {words}: {done.stderr.strip()}")
+        pytest.skip(f"cannot make network namespaces here: ip {words}: {done.stderr.strip()}")
 
 
 @pytest.fixture

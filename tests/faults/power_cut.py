@@ -91,15 +91,14 @@ def cuts(
         disk = Disk(Path(folder), size_mb)
         disk.format()
         for count in range(1, number + 1):
-            with disk.mounted():
-                with Program(disk.inside(program)) as running:
-                    running.wait(draw.uniform(*between), after_ack)
-                    status, seconds = running.status(), running.seconds()
-                    acknowledged = running.acknowledged or acknowledged
-                    lost = disk.cut(draw.randrange(1 << 30))
-                if status:
-                    raise PowerCutError(f"the program ended by itself, with exit status {status}")
+            with disk.mounted(), Program(disk.inside(program)) as running:
+                running.wait(draw.uniform(*between), after_ack)
+                status, seconds = running.status(), running.seconds()
+                acknowledged = running.acknowledged or acknowledged
+                lost = disk.cut(draw.randrange(1 << 30))
             ok, note = checked(disk, check, acknowledged)
+            if status:  # it could not go on from what the cut before left
+                ok, note = False, f"the program ended by itself, with exit status {status}; {note}"
             yield Cut(count, seconds, acknowledged, ok, f"{note} [{lost}]")
             if not ok:
                 disk.format()

@@ -17,7 +17,7 @@ from boli.plan_file import load_plan
 from boli.run import Run, list_runs, train
 
 pytest.importorskip("accelerate", reason="needs the extra boli[cluster]")
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
 
 PATIENCE_SECONDS = 60.0
 

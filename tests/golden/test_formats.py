@@ -7,7 +7,7 @@ file with `python tests/golden/test_formats.py`, which never overwrites one.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,11 +36,12 @@ from boli.journal import (
     RunResumed,
     RunStarted,
     SiteBenched,
+    SiteForgiven,
     SiteJoined,
     SiteLeft,
-    SitesCompared,
     UpdateAccepted,
     UpdateRejected,
+    UpdateWeighed,
     VersionExported,
     VersionJudged,
     VersionRestored,
@@ -69,7 +70,13 @@ FRAMES = {name: [f"frame-v1-{name}.bin"] for name in CODECS}
 JOURNALS = ["journal-v1.jsonl", "journal-v1-copies.jsonl", "journal-v2.jsonl"]
 ADDED: dict[str, set[type[Event]]] = {  # kinds that the journal of that name was the first to have
     "journal-v1-copies.jsonl": {CopyRead},
-    "journal-v2.jsonl": {SitesCompared, VersionExported, VersionJudged, VersionRestored},
+    "journal-v2.jsonl": {
+        SiteForgiven,
+        UpdateWeighed,
+        VersionExported,
+        VersionJudged,
+        VersionRestored,
+    },
 }
 CHECKPOINTS = [
     "checkpoint-v1.safetensors",
@@ -114,12 +121,13 @@ EVENTS: list[Event] = [
     ),
     UpdateRejected("first-1-gaya-2", "gaya", "stale", "4 rounds behind"),
     RoundStepped(1, 1, 20480, 0.1, 5.5),
-    SitesCompared(1, {"gaya": {"norm": 0.1, "bound": 0.5, "cosine": None, "offences": 2}}),
     VersionJudged(1, {"gaya": 0.75}, 0.75, True),
     VersionRestored(2, 1, 0.5),
     VersionExported(2, 1, 20, None, 0, 1),
     SiteLeft("gaya", "signal 9"),
+    UpdateWeighed("gaya", 1, 1, 1.0, 0.1, 0.05, 0.5, -0.25, "direction"),
     SiteBenched("gaya", "3 updates in a row were refused"),
+    SiteForgiven("gaya"),
     AttemptsRefused("no key", "", 12, 60.0, "10.0.0.9:40000: authentication error"),
     RunInterrupted(1),
     RunFailed("cannot write runs/first-1/checkpoints: No space left on device"),
@@ -179,7 +187,7 @@ def server_state(name: str = CHECKPOINTS[-1]) -> ServerState:
         evaluate=("tuning",),
         support=support,
     )
-    return ServerState(
+    state = ServerState(
         run="first-1",
         layout=LAYOUT,
         theta=VECTOR,
@@ -202,11 +210,45 @@ def server_state(name: str = CHECKPOINTS[-1]) -> ServerState:
         folded=(
             Folded(site="patna", sequence=2, staleness=1, norm=0.5, left=0.25 if support else 0.0),
         ),
-        norms=(0.25, 0.5),
         tokens=40960,
         journal_seq=7,
         journal_hash=ANCHOR if written >= 2 else "",
         selection=SELECTION if written >= 2 else Selection(),
+    )
+    return with_frames(state) if written >= 2 else state
+
+
+def with_frames(state: ServerState) -> ServerState:
+    """Return the state with what came with kept frames, shares and suspicion."""
+    kept = Folded(
+        site="gaya",
+        sequence=2,
+        staleness=0,
+        norm=3.0,
+        left=0.5,
+        base_version=2,
+        size=6,
+        weight=1.5,
+        rate=0.001,
+        reach=4.0,
+        bound=2.0,
+        scaled=0.5,
+    )
+    state = state.with_site(
+        "patna",
+        suspended=True,
+        seen=("", "direction", "norm", "refused"),
+        weight=1.25,
+        contribution=0.75,
+    )
+    return replace(
+        state,
+        folded=(*state.folded, kept),
+        frames={"gaya/2": bytes(range(8))},
+        center=VECTOR / 8,
+        recent=(("gaya", "patna"), ("gaya",)),
+        headings={"gaya": VECTOR / 16},
+        sketch_seed=2**61 + 1,
     )
 
 

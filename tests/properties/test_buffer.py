@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -7,8 +8,6 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-
-from boli.rounds.buffer import NORMS_NEEDED
 
 Fed = Callable[..., Any]
 
@@ -35,12 +34,18 @@ def test_round_does_not_depend_on_order_or_batches(
 ) -> None:
     ranks, seed, tokens, sizes = drawn
     fed = federation(ranks)
-    start = fed.state(norms=(1.0,) * data.draw(st.sampled_from([0, NORMS_NEEDED])))
+    start = fed.state()
+    if data.draw(st.booleans()):
+        for name in ranks:
+            start = start.with_site(name, weight=1.0, contribution=1.0)
     vectors = drawn_vectors(fed, seed, sizes)
     deliveries = [
         fed.delivery(start, name, vectors[i], tokens=tokens[i]) for i, name in enumerate(ranks)
     ]
-    strategy = fed.strategy()
+    strategy = fed.strategy(
+        norm_multiple=data.draw(st.sampled_from([0.5, 1.5, math.inf])),
+        keeps_frames=data.draw(st.booleans()),
+    )
     results = []
     for order in (list(range(len(ranks))), data.draw(st.permutations(range(len(ranks))))):
         cut = data.draw(st.integers(0, len(order)))
@@ -49,7 +54,8 @@ def test_round_does_not_depend_on_order_or_batches(
             state, _, _ = strategy.fold(state, [deliveries[i] for i in batch])
         assert strategy.ready(state)
         state, release, _ = strategy.step(state)
-        results.append((state.theta.tobytes(), release.step.tobytes(), state.norms, state.tokens))
+        added = [(site.weight, site.contribution) for site in state.sites.values()]
+        results.append((state.theta.tobytes(), release.step.tobytes(), added, state.tokens))
     assert results[0] == results[1]
 
 
@@ -57,7 +63,7 @@ def test_round_does_not_depend_on_order_or_batches(
 def test_step_is_the_coverage_weighted_mean(federation: Fed, drawn: Any) -> None:
     ranks, seed, tokens, sizes = drawn
     fed = federation(ranks)
-    state, strategy = fed.state(), fed.strategy()
+    state, strategy = fed.state(), fed.strategy(norm_multiple=math.inf)
     vectors = drawn_vectors(fed, seed, sizes)
     total, weight = np.zeros(fed.layout.size), np.zeros(fed.layout.size)
     deliveries = []
@@ -84,7 +90,7 @@ def test_staler_round_never_takes_a_longer_step(
 ) -> None:
     ranks, seed, tokens, sizes = drawn
     fed = federation(ranks)
-    start, strategy = fed.state(), fed.strategy(max_staleness=20)
+    start, strategy = fed.state(), fed.strategy(max_staleness=20, norm_multiple=math.inf)
     vectors = drawn_vectors(fed, seed, sizes)
     deliveries = [
         fed.delivery(start, name, vectors[i], tokens=tokens[i]) for i, name in enumerate(ranks)

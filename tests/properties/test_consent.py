@@ -257,19 +257,17 @@ def allowed(nodes: dict[Place, Node], root: Place, place: Place) -> Goes:
     return reach(nodes[manifest].says)
 
 
-def may_go(
-    roots: Sequence[Place],
-    place: Place,
-    noted: dict[Place, Node],
-    now: dict[Place, Node],
-) -> Goes:
-    """Return where both states let it go, and what governed it is there still."""
+State = dict[Place, Node]
+
+
+def may_go(roots: Sequence[Place], place: Place, begun: State, noted: State, now: State) -> Goes:
+    """Return where both states let it go, if what governed it each time was there the next."""
     found: Goes = NOWHERE
     for root in roots:
         if place[: len(root)] == root:
-            before = governs(noted, root, place)
-            still = now.get(before, Node("")) if before is not None else Node("")
-            if still.kind == "manifest" and still.says is not None:
+            pairs = [(governs(begun, root, place), noted), (governs(noted, root, place), now)]
+            after = [nodes.get(one, Node("")) for one, nodes in pairs if one is not None]
+            if all(node.kind == "manifest" and node.says is not None for node in after):
                 found |= allowed(noted, root, place) & allowed(now, root, place)
     return found
 
@@ -337,13 +335,14 @@ def run(seed: int, folder: Path, now_of: Now = as_it_is, noted_counts: bool = Tr
         given[0] = folder.parent / f"{folder.name}-link"
     try:
         survey = Survey.take(Request(tuple(given), folder.parent / "out", "bho"))
+        begun = dict(tree.nodes)
         for _ in range(rng.choice((0, 0, 0, 1, 3))):
             tree.change()
         homes = {node.text: place for place, node in tree.nodes.items() if node.kind == "file"}
         records = read(survey)
         for _ in range(rng.choice((0, 0, 0, 1, 3))):
             tree.change()
-        survey, state = survey.noted()
+        survey, state = survey.noted(anew=False)
     except CorpusError:  # nothing to read, or a manifest that is none
         return count
     found = [(one, state.terms_of(one.source)) for one in records]
@@ -369,13 +368,15 @@ def run(seed: int, folder: Path, now_of: Now = as_it_is, noted_counts: bool = Tr
         count.went += len(going)
         gone = {one.text for one in going}
         for one in going:
-            right = may_go(roots, homes[one.text], noted, tree.nodes)
+            right = may_go(roots, homes[one.text], begun, noted, tree.nodes)
             if (region, day, one.licence) not in right:
                 count.wrong.append(f"tree {seed}: {one.source} went to {region} on {day}")
             elif not reach_of(one) <= right:
                 count.wrong.append(f"tree {seed}: {one.source} went under laxer terms")
         for one in records if unchanged and noted_counts else ():
-            where = {place[:2] for place in may_go(roots, homes[one.text], noted, tree.nodes)}
+            where = {
+                place[:2] for place in may_go(roots, homes[one.text], begun, noted, tree.nodes)
+            }
             if (region, day) in where and one.text not in gone:
                 count.wrong.append(f"tree {seed}: {one.source} did not go to {region} on {day}")
     return count

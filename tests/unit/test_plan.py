@@ -434,7 +434,7 @@ def test_equal_plans_have_equal_digests_and_any_change_another(
 
 
 def test_default_written_out_gives_the_same_plan(tiny_plan: PlanOf, tmp_path: Path) -> None:
-    written = tiny_plan(tmp_path, rounds={"mode": "synchronous", "norm_multiple": 10})
+    written = tiny_plan(tmp_path, rounds={"mode": "synchronous", "trim_share": 0.2})
     assert written.digest == tiny_plan(tmp_path).digest
 
 
@@ -474,3 +474,48 @@ def test_languages_are_those_of_the_texts_in_the_order_of_the_plan(
 ) -> None:
     other = {"name": "patna", "language": "mag", "text": [{"path": "x", "language": "mai"}]}
     assert tiny_plan(tmp_path, site=[other, SITE]).languages == ("mai", "mag")
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"rounds": {"robust": "median"}}, "needs 3 sites: of 2 no rule can tell"),
+        (
+            {"rounds": {"robust": "trimmed_mean"}, "codec": {"name": "sparse"}, "site": 3},
+            'set codec.name = "public" or "dense"',
+        ),
+        (
+            {"rounds": {"robust": "median", "mode": "asynchronous"}, "site": 3},
+            "needs 3 updates in a round, and rounds.buffer_size is 2",
+        ),
+        ({"rounds": {"trim_share": 0.5}}, "trim_share"),
+        ({"rounds": {"most_share": 0}}, "most_share"),
+        ({"rounds": {"norm_multiple": 0}}, "norm_multiple"),
+    ],
+)
+def test_robust_mean_that_could_not_work_is_refused(
+    tiny_plan: PlanOf, tmp_path: Path, changes: dict[str, Any], problem: str
+) -> None:
+    number = changes.pop("site", 2)
+    sites = [{**SITE, "name": f"site-{i}"} for i in range(number)]
+    with pytest.raises(PlanError) as caught:
+        tiny_plan(tmp_path, **changes, site=sites)
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rounds": {"robust": "median"}},
+        {"rounds": {"robust": "trimmed_mean"}, "codec": {"name": "public"}},
+        {"rounds": {"robust": "centered_clipping"}, "codec": {"name": "sparse"}},
+        {"rounds": {"robust": "median", "mode": "asynchronous", "buffer_size": 3}},
+        {"rounds": {"norm_multiple": "inf", "step_multiple": "inf", "most_share": 1.0}},
+    ],
+)
+def test_robust_mean_that_works_is_taken(
+    tiny_plan: PlanOf, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    rounds = {k: float("inf") if v == "inf" else v for k, v in changes["rounds"].items()}
+    sites = [{**SITE, "name": f"site-{i}"} for i in range(3)]
+    assert tiny_plan(tmp_path, **{**changes, "rounds": rounds}, site=sites).rounds

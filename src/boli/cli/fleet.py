@@ -95,6 +95,10 @@ def coordinator(
     again: Annotated[
         bool, typer.Option("--again", help="Start a new run although this plan has one.")
     ] = False,
+    forgive: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SITE", help="Let a suspended site take part again."),
+    ] = None,
     folder: Folder = COORDINATOR,
     runs: Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")] = Path(
         "runs"
@@ -144,7 +148,8 @@ def coordinator(
     command = f"boli coordinator {plan}" + (f" --folder {folder}" if folder != COORDINATOR else "")
     from boli.cli.main import watched_run
 
-    finish_or_tell(watched_run(None if resume else loaded, resume, runs, engine), command)
+    plan_of_new = None if resume else loaded
+    finish_or_tell(watched_run(plan_of_new, resume, runs, engine, forgive or ()), command)
 
 
 def _own_address(folder: Path) -> Address:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +42,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the plan; can be repeated."),
 ]
+Forgive = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SITE", help="Let a suspended site take part again; can be repeated."),
+]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
 
 
@@ -70,6 +75,7 @@ def train(
         str | None,
         typer.Option(metavar="RUN", help="Go on with a run: its id, its folder, or latest."),
     ] = None,
+    forgive: Forgive = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
     """Train an adapter as a plan says, over all its sites. Ctrl-C stops it; --resume goes on.
@@ -84,11 +90,13 @@ def train(
     if resume is not None and overrides:
         raise RunError("a resumed run follows its own plan", "leave out --set, or start a new run")
     loaded = None if plan is None else boli.load_plan(plan, overrides or ())
-    _train(loaded, resume, runs)
+    _train(loaded, resume, runs, forgive or ())
 
 
-def _train(plan: boli.Plan | None, resume: str | None, runs: Path) -> None:
-    run = watched_run(plan, resume, runs)
+def _train(
+    plan: boli.Plan | None, resume: str | None, runs: Path, forgive: Sequence[str] = ()
+) -> None:
+    run = watched_run(plan, resume, runs, forgive=forgive)
     finish_or_tell(run, f"boli train --resume {run.id}")
 
 
@@ -113,7 +121,11 @@ def finish_or_tell(run: boli.Run, command: str) -> None:
 
 
 def watched_run(
-    plan: boli.Plan | None, resume: str | None, runs: Path, engine: Engine | None = None
+    plan: boli.Plan | None,
+    resume: str | None,
+    runs: Path,
+    engine: Engine | None = None,
+    forgive: Sequence[str] = (),
 ) -> boli.Run:
     """Carry out a plan, or go on with a run, and show how it goes."""
     from boli.cli.progress import watched
@@ -123,6 +135,7 @@ def watched_run(
             return boli.train(
                 plan,
                 resume=resume,
+                forgive=forgive,
                 runs=runs,
                 observe=watch.observe,
                 should_stop=watch.should_stop,

@@ -186,7 +186,7 @@ def log(
     that a log that was cut or written anew is found out.
     """
     from boli.pool.egress_log import LOG, first_break, log_folder, read_log
-    from boli.pool.ledger import marks
+    from boli.pool.ledger import check_log
     from boli.pool.table import open_pool
 
     own = bool(place) and (Path(place) / LOG).is_file()
@@ -198,7 +198,7 @@ def log(
         print(line)
     if not verify:
         return
-    wrong = first_break(folder, marks(opened) if opened else (), only)
+    wrong = check_log(opened, folder) if opened else first_break(folder)
     if wrong:
         raise PoolError(
             f"the log in {folder} is broken: {wrong}",

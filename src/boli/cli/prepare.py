@@ -162,7 +162,9 @@ def _share_out(
     if finished(request.out) is None:
         print("the tasks are under way; once they are done, the same command prints the figures")
         return
-    _show(request.out, preparation.finish(tasks))
+    figures = preparation.finish(tasks)
+    _tell_loosened(preparation.loosened)
+    _show(request.out, figures)
 
 
 def _tell_templates(templates: list[Path]) -> None:
@@ -176,7 +178,14 @@ def _tell_templates(templates: list[Path]) -> None:
 def _note(out: Path) -> None:
     from boli.corpus.pipeline import note
 
-    _show(out, note(out))
+    figures, loosened = note(out)
+    _tell_loosened(loosened)
+    _show(out, figures)
+
+
+def _tell_loosened(number: int) -> None:
+    if number:
+        print(f"{number:,} records are allowed more now than was noted before, or other things")
 
 
 def _run(request: Request, again: bool) -> None:
@@ -189,6 +198,7 @@ def _run(request: Request, again: bool) -> None:
     if figures is None:
         print("\nstopped; nothing is lost. The same command goes on")
         raise typer.Exit(INTERRUPTED)
+    _tell_loosened(preparation.loosened)
     _show(request.out, figures)
 
 

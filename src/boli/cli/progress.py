@@ -26,9 +26,9 @@ from boli.journal import (
     SiteBenched,
     SiteJoined,
     SiteLeft,
-    SitesCompared,
     UpdateAccepted,
     UpdateRejected,
+    UpdateWeighed,
     VersionJudged,
     VersionRestored,
 )
@@ -103,7 +103,7 @@ class Watch:
             if site["suspended"]:
                 said.append(f"suspended: {site['suspended']}")
             if site["offences"]:
-                said.append(_compared(site["compared"]))
+                said.append(_compared(site["offences"], site["weighed"]))
             if said:
                 yield f"{name}: {'; '.join(said)}"
 
@@ -123,7 +123,7 @@ class Watch:
                 "up": 0,
                 "down": 0,
                 "offences": 0,
-                "compared": {},
+                "weighed": None,
                 "suspended": "",
             }
 
@@ -166,9 +166,8 @@ class Watch:
             case SiteBenched(site=name, reason=reason):
                 self._change(name, doing="suspended", suspended=reason)
                 self.console.print(f"site {name} is suspended, and gets no more orders: {reason}")
-            case SitesCompared(sites=compared):
-                for name, found in compared.items():
-                    self._compare(name, found)
+            case UpdateWeighed():
+                self._compare(what)
             case VersionJudged(sites=ratios):
                 for name, ratio in ratios.items():
                     self._change(name, judged=f"{signed((ratio - 1) * 100, 1)} %")
@@ -211,16 +210,16 @@ class Watch:
             self._said = what.name
             self.console.print(what.name)
 
-    def _compare(self, name: str, found: dict[str, Any]) -> None:
+    def _compare(self, update: UpdateWeighed) -> None:
         """Note how a site's update stands; say its first offence, and every doubling of them."""
-        site, offences = self.sites.get(name), found.get("offences") or 0
+        site = self.sites.get(update.site)
         if site is None:
             return
-        doubled = offences >= 2 * site["offences"] if site["offences"] else offences > 0
-        if doubled:
-            site["offences"] = offences
-            self.console.print(f"site {name} is suspect: {_compared(found)}")
-        site["compared"] = found
+        site["weighed"] = update
+        if update.offence:
+            site["offences"] = count = site["offences"] + 1
+            if count & (count - 1) == 0:
+                self.console.print(f"site {update.site} is suspect: {_compared(count, update)}")
 
     def _round(self, version: int) -> None:
         self._count_rounds()
@@ -247,14 +246,13 @@ class Watch:
             site["down"] += add_down
 
 
-def _compared(found: dict[str, Any]) -> str:
-    """Return how a site's update stands beside the others', in words."""
-    offences = found.get("offences") or 0
-    said = f"{offences} offence{'s' if offences != 1 else ''}"
-    if found.get("norm") is not None and found.get("bound"):
-        said += f", norm {found['norm']:.3g} with a bound of {found['bound']:.3g}"
-    if found.get("cosine") is not None:
-        said += f", direction {signed(found['cosine'])}"
+def _compared(offences: int, update: UpdateWeighed) -> str:
+    """Return how a site's last update stands beside the others', in words."""
+    said = f"{offences} offence{'s' if offences != 1 else ''}, norm {update.norm:.3g}"
+    if update.bound:
+        said += f" with a bound of {update.bound:.3g}"
+    if update.direction is not None:
+        said += f", direction {signed(update.direction)}"
     return said
 
 

@@ -123,7 +123,7 @@ def _comparison(figures: dict[str, Any]) -> Table:
         table.add_row(
             name,
             percent(None if norm is None else 100 * norm),
-            signed(found["cosine"]["mean"]),
+            signed(found["direction"]["mean"]),
             "–" if judged is None else f"{signed(judged, 1)} %",
             str(found["offences"]),
             site["benched"] or "no",

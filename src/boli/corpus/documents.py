@@ -17,12 +17,16 @@ from typing import Any, Literal
 
 from boli.corpus.audio import EXTENSIONS as RECORDINGS
 from boli.corpus.listing import SourceFile, open_plain, printable
+from boli.corpus.memory import bounded
 from boli.corpus.streams import DAMAGED, PACKED, Stream, opened, opened_zip
 
 LONGEST_BYTES = 4 << 20  # of a document; more is no text that a person wrote
 LONGEST_UNIT = 500_000  # characters of a part of a txt file; quality takes twice as many
 LARGEST_PAGE_BYTES = 32 << 20
-PARQUET_ROWS = 64
+PARQUET_ROWS = 32
+COLUMN_BUFFER_BYTES = 1 << 20  # of a packed column, read at once
+MOST_PARQUET_BYTES = 512 << 20  # that some rows may take: what a file says of its sizes may lie
+MOST_VALUES = 400_000  # of a line of JSON, by its commas and brackets, those in text included
 LARGEST_COLUMN_BYTES = 1 << 30  # of a row group
 # Columns of Parquet files of records, and of what was dropped.
 PREPARED = ({"content_hash", "residency", "purposes"}, {"reason", "excerpt", "duplicate_of"})
@@ -248,6 +252,11 @@ def _objects(name: str, lines: Iterable[tuple[int, str] | Unreadable], key: str)
         if not text.strip():
             continue
         place = f"{name}#{number}"
+        # Each takes up to 250 bytes once it is read, and as text two or three.
+        num_values = sum(map(text.count, "[{,"))
+        if num_values > MOST_VALUES:
+            yield Unreadable(place, "too long", f"{num_values} values in one object")
+            continue
         try:
             value: Any = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -283,10 +292,13 @@ def _parquet(file: SourceFile, reading: Reading) -> Iterator[Item]:
         # Equal values stay one: a small file can say a large one very often.
         with (
             open_plain(file.path) as plain,
-            pyarrow.parquet.ParquetFile(plain, read_dictionary=[key]) as table,
+            pyarrow.parquet.ParquetFile(
+                plain, read_dictionary=[key], buffer_size=COLUMN_BUFFER_BYTES
+            ) as table,
         ):
             number = 0
-            for batch in table.iter_batches(PARQUET_ROWS, columns=[key]):
+            batches = table.iter_batches(PARQUET_ROWS, columns=[key])
+            while (batch := _next(batches)) is not None:
                 values = batch.column(0)
                 if isinstance(values, pyarrow.DictionaryArray):
                     places, values = values.indices.to_pylist(), values.dictionary
@@ -296,8 +308,14 @@ def _parquet(file: SourceFile, reading: Reading) -> Iterator[Item]:
                     number += 1
                     if place is not None and values[place].is_valid:
                         yield _cell(f"{file.name}#{number}", values[place], key)
-    except (pyarrow.ArrowException, KeyError) as error:
+    except (pyarrow.ArrowException, KeyError, MemoryError) as error:
         yield Unreadable(file.name, "unreadable", _told(error))
+
+
+def _next(batches: Iterator[Any]) -> Any:
+    """Return the next batch, or None; a page that unpacks to gigabytes is an Arrow error."""
+    with bounded(MOST_PARQUET_BYTES):
+        return next(batches, None)
 
 
 def _unfit(table: Any, key: str) -> tuple[str, str] | None:

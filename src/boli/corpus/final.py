@@ -8,7 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boli.corpus.cleaning import EXCERPT_CHARACTERS
-from boli.corpus.consent import Terms
+from boli.corpus.consent import Terms, effective
 from boli.corpus.dedup import KEPT, Duplicates, SignatureFile, near_duplicates
 from boli.corpus.facts import Facts
 from boli.corpus.parts import part_name, write_table
@@ -130,20 +130,29 @@ def stamped(table: pyarrow.Table, terms_of: TermsOf) -> pyarrow.Table:
     return table
 
 
-def stamp_again(out: Path, terms_of: TermsOf) -> bool:
-    """Tell the records of a folder anew what their sources allow; says whether that is news.
+def stamp_again(out: Path, terms_of: TermsOf) -> tuple[bool, int]:
+    """Note in the records of a folder what their sources allow now.
+
+    Returns whether that is news, and for how many records it is not the same or stricter.
 
     Raises:
         StorageError, OSError: the disk is full or refuses.
     """
-    changed = False
+    changed, loosened = False, 0
     for path in sorted((out / RECORDS).glob("*.parquet")):
         table = read_rows(path)
         new = stamped(table, terms_of)
         if not new.equals(table):
+            pairs = Counter(zip(_terms(table), _terms(new), strict=True))
+            loosened += sum(n for (had, has), n in pairs.items() if effective(had, has) != has)
             write_table(path, new)
             changed = True
-    return changed
+    return changed, loosened
+
+
+def _terms(table: pyarrow.Table) -> list[Terms]:
+    columns = [table[each.name].to_pylist() for each in fields(Terms)]
+    return [Terms(tuple(purposes), *rest) for purposes, *rest in zip(*columns, strict=True)]
 
 
 def allowed(out: Path) -> list[dict[str, Any]]:

@@ -34,11 +34,19 @@ _FOLDED = re.compile(r"[ \t\r\n\f\xa0]+")
 _MOST_LINKED = 0.5  # of a block's letters
 _FEWEST_LINKS, _MOST_BESIDE = 3, 200  # links; characters that are no link
 _MOST_DEPTH = 5000
+_LARGEST_BYTES = 8 << 20  # without what is embedded; the text of a long novel has 2
+_EMBEDDED = re.compile(rb";base64,[A-Za-z0-9+/=]{1000,}+")  # pictures and fonts
 _MOST_OPEN = 100  # formatting elements at once
 _MOST_REOPENED = 500_000  # of them, on a page: 200 MB
 _FEW_TAGS = 1000  # can do no harm
+# The parser takes 500 bytes for a tag and 250 for an attribute, whatever they say: 200 MB.
+_MOST_TAGS, _MOST_ATTRIBUTES = 200_000, 400_000
+_ATTRIBUTE = r"\s++[^\s<>\"'/=]++(?:\s*+=\s*+(?:\"[^\"<]*+\"|'[^'<]*+'|[^\s<>\"'=`]++))?+"
+# A tag as it should be, behind its <. Of any other it cannot be told where the parser ends it.
+_SOUND_TAG = re.compile(rf"/?+[a-z][^\s<>\"'/=]*+((?:{_ATTRIBUTE})*+)\s*+/?+>", re.I)
+_ATTRIBUTES, _WORDS = re.compile(_ATTRIBUTE), re.compile(r"[^\s\"'>/=]+")
 _TAG = re.compile(
-    r"<!--.*?(?:-->|\Z)|<(script|style|textarea|title|xmp|iframe)\b.*?(?:</\1\b|\Z)"
+    r"<!--(?:-?>|.*?(?:--!?>|\Z))|<(script|style|textarea|title|xmp|iframe)\b.*?(?:</\1\b|\Z)"
     r"|<(/?)([a-z][^\s/>]*+)((?:[\s/]++|[^\s/>][^\s/>=]*+"  # and attributes, where > may stand
     r"(?:\s*+=\s*+(?:\"[^\"]*+(?:\"|\Z)|'[^']*+(?:'|\Z)|[^\s>\"'][^\s>]*+)?+)?+)*+)",
     re.I | re.S,
@@ -92,8 +100,9 @@ def html_to_text(page: bytes | str) -> str:
     pages hold escaped markup.
 
     Raises:
-        CorpusError: the bytes are not of the character set, elements are nested thousands deep or
-            a hundred formatting elements are never closed, or selectolax is missing.
+        CorpusError: the bytes are not of the character set, there are millions of them or
+            hundreds of thousands of tags or attributes, elements are nested thousands deep or a
+            hundred formatting elements are never closed, or selectolax is missing.
     """
     try:
         from selectolax.lexbor import LexborHTMLParser
@@ -101,8 +110,14 @@ def html_to_text(page: bytes | str) -> str:
         raise CorpusError(
             "HTML pages need selectolax, which is not installed", "pip install 'boli[corpus]'"
         ) from None
-    text = decode_page(page) if isinstance(page, bytes) else page
-    text = text.replace(_BREAK, "").encode("utf-8", "replace").decode()  # no half surrogates
+    if isinstance(page, bytes):
+        page = _EMBEDDED.sub(b"", page)
+        if len(page) > _LARGEST_BYTES:
+            raise _unreadable(f"{len(page)} bytes, and {_LARGEST_BYTES} are the most")
+        text = decode_page(page)
+    else:
+        text = page.encode("utf-8", "replace").decode()  # no half surrogates
+    text = text.replace(_BREAK, "")
     if not text.strip():
         return ""
     _check_tags(text)
@@ -123,7 +138,11 @@ def _check_tags(text: str) -> None:
 
     What is in b or font and not closed is opened again in each block that follows.
     """
-    if text.count("<") <= _FEW_TAGS:
+    num_tags = text.count("<")
+    if num_tags > _MOST_TAGS:
+        raise _unreadable(f"{num_tags} tags, and {_MOST_TAGS} are the most")
+    _check_attributes(text)
+    if num_tags <= _FEW_TAGS:
         return
     depth = reopened = 0
     formatting: list[tuple[str, str]] = []
@@ -141,6 +160,28 @@ def _check_tags(text: str) -> None:
             raise _unreadable(f"elements nested more than {_MOST_DEPTH} deep")
         if len(formatting) > _MOST_OPEN or reopened > _MOST_REOPENED:
             raise _unreadable(f"{len(formatting)} elements such as b or font that nothing closes")
+
+
+def _check_attributes(text: str) -> None:
+    """Refuse a page with more attributes than any has, also where quotes hide them from us.
+
+    Behind a quote in what is no sound tag, each word may be an attribute: who knows what the
+    parser takes for quoted.
+    """
+    number, is_sure = 0, True
+    end = text.find("<") + 1
+    while end:
+        begin, end = end, text.find("<", end) + 1
+        last = end - 1 if end else len(text)
+        tag = _SOUND_TAG.match(text, begin, last) if is_sure else None
+        if tag is None:
+            number += sum(1 for _ in _WORDS.finditer(text, begin, last))
+            quoted = text.find('"', begin, last) >= 0 or text.find("'", begin, last) >= 0
+            is_sure = is_sure and not quoted
+        elif tag[1]:
+            number += sum(1 for _ in _ATTRIBUTES.finditer(tag[1]))
+        if number > _MOST_ATTRIBUTES:
+            raise _unreadable(f"more than {_MOST_ATTRIBUTES} attributes")
 
 
 def _format(formatting: list[tuple[str, str]], name: str, attributes: str, is_end: bool) -> int:

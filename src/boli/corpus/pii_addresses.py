@@ -18,11 +18,12 @@ _LABEL = f"[A-Za-z0-9{_INDIC}](?:[A-Za-z0-9{_INDIC}-]{{0,61}}[A-Za-z0-9{_INDIC}]
 _LOCAL = re.compile(
     rf"(?:[A-Za-z0-9_+](?:[A-Za-z0-9._%+-]{{0,62}}[A-Za-z0-9_%+-])?|[{_INDIC}]{{1,40}})$"
 )
-_MARKED = re.compile(r"(?=[A-Za-z0-9._%+-]*[\d._])[A-Za-z0-9._%+-]{2,64}$")
+_MARKED = re.compile(r"(?=[A-Za-z0-9._%+-]{0,63}[\d._])[A-Za-z0-9._%+-]{2,64}$")
 _HANDLE = re.compile(r"[A-Za-z][A-Za-z0-9]{1,19}(?![\w@-]|\.[A-Za-z0-9])")
 _URL_CHARACTERS = r"[!#-;=?-\[\]_a-z~]"
 _BIG_MIX = re.compile(r"(?<![\w%.-])(?=\w*\d\w*\d)(?=\w*[A-Za-z])[A-Za-z0-9]{24,}(?![\w%.-])")
-_SIGNED = re.compile(r"eyJ[\w-]{8,}\.eyJ")  # the beginning of a JSON web token
+# The beginning of a JSON web token. From the first eyJ of a word on: every one would take too long.
+_SIGNED = re.compile(r"(?<![\w-])(?:(?!eyJ)[\w-])*+eyJ[\w-]{8,}+\.eyJ")
 _PASSWORD = re.compile(r"//[^/\s@]+@")
 _OPENING = {")": "(", "]": "["}
 
@@ -123,7 +124,8 @@ def _shapes() -> _Shapes:
     return _Shapes(
         url=re.compile(
             # https://, and the misspellings that are met in the wild; a second one is another URL.
-            r"(?:h+t{2,4}ps?(?::/{1,3}|//:?)|ftp://|(?<![A-Za-z0-9@.-])w{3,4}\d?\.)"
+            # It begins at the first h of several, or at the last one, where one before it ended.
+            r"(?:(?:(?<!h)h++|(?<=h)h)t{2,4}ps?(?::/{1,3}|//:?)|ftp://|(?<![A-Za-z0-9@.-])w{3,4}\d?\.)"
             rf"(?:(?!(?<![=/?&])https?://){_URL_CHARACTERS})+(?:(?<=\.)(?:{indic_endings}))?",
             re.IGNORECASE,
         ),

@@ -89,6 +89,7 @@ class Preparation:
         self.should_stop = should_stop
         self.work = request.out / WORK
         self.templates: list[Path] = []  # of source.toml, that were written
+        self.loosened = 0  # records that are allowed more than was noted before, or other things
 
     def run(self, again: bool = False) -> dict[str, Any] | None:
         """Return the figures of report.json; None where it was told to stop before the end.
@@ -117,16 +118,16 @@ class Preparation:
             there = None if again else Survey.load(self.out)
             if there is not None:
                 refuse_other(self.out, there, self.request)
-                if not (self.out / REPORT).exists():
-                    return there
-                if not there.is_of_same(survey):
+                if (self.out / REPORT).exists() and not there.is_of_same(survey):
                     raise CorpusError(
                         f"the sources have changed since {self.out} was made",
                         "name another folder with --out, or begin anew with --again; "
                         "to note only what source.toml allows now, add --note",
                     )
-                if there.files != survey.files:  # of an older boli, which noted paths with links
-                    there = replace(there, files=survey.files)
+                places = {file.name: file for file in survey.files}
+                files = tuple(places.get(file.name, file) for file in there.files)
+                if files != there.files:  # of an older boli, which wrote paths with links
+                    there = replace(there, files=files)
                     there.save(self.out)
                 return there
             clear(self.out)
@@ -164,7 +165,8 @@ class Preparation:
                 figures = finished(self.out)
                 if figures is None:
                     return self._finish(num_shares, survey)
-                return _note(self.out, survey, figures)
+                self.loosened = _note(self.out, survey, figures)
+                return figures
             except OSError as error:
                 raise storage_error(self.out, error) from error
 
@@ -246,7 +248,7 @@ class Preparation:
         whole.stage = WRITING
         self.observe(whole)
         begun = time.monotonic()
-        survey, state = survey.noted()
+        survey, state = survey.noted(anew=False)
         examples = final.write(self.work, self.out, parts, found, whole.facts, state.terms_of)
         survey.save(self.out)
         seconds["writing"] = time.monotonic() - begun
@@ -288,32 +290,37 @@ class Preparation:
         return whole, parts
 
 
-def note(out: Path) -> dict[str, Any]:
-    """Note in the records of a folder what their sources allow now; return its figures.
+def note(out: Path) -> tuple[dict[str, Any], int]:
+    """Note in the records of a folder what their sources allow now.
 
-    For sources that have changed since: what is new in them is not looked at.
+    For sources that have changed since: what is new in them is not looked at. Returns the figures
+    of the folder, and how many records are allowed more than before, or something else.
 
     Raises:
         CorpusError: nothing was prepared there, or a manifest cannot be read.
         StorageError: the disk is full or refuses, or another process works there.
     """
-    survey, figures = Survey.load(out), finished(out)
-    if survey is None or figures is None:
+    if not (out / MARKER).exists() or finished(out) is None:
         raise CorpusError(f"{out} holds no finished preparation", "name the --out of boli prepare")
     with locked(out, "the folder"):
+        survey, figures = Survey.load(out), finished(out)
+        if survey is None or figures is None:
+            raise CorpusError(f"{out} is being prepared anew", "wait until that is done")
         try:
-            return _note(out, survey, figures)
+            return figures, _note(out, survey, figures)
         except OSError as error:
             raise storage_error(out, error) from error
 
 
-def _note(out: Path, survey: Survey, figures: dict[str, Any]) -> dict[str, Any]:
-    survey, state = survey.noted()
-    if final.stamp_again(out, state.terms_of):
+def _note(out: Path, survey: Survey, figures: dict[str, Any]) -> int:
+    """Note what the sources allow now; return how many records are not bound as before."""
+    survey, state = survey.noted(anew=True)
+    changed, loosened = final.stamp_again(out, state.terms_of)
+    if changed:
         figures["consents"] = final.allowed(out)
         write_file(out / REPORT, json.dumps(figures, indent=1).encode())
     survey.save(out)
-    return figures
+    return loosened
 
 
 def clear(out: Path) -> None:

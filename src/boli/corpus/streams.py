@@ -13,10 +13,12 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from boli.corpus.consent import MANIFEST
 from boli.corpus.listing import open_plain
 
 HEAD_BYTES = 1 << 16  # looked at before a file is read
@@ -24,6 +26,7 @@ BLOCK_BYTES = 1 << 20
 # Text packs 3 to 20 times, a template a hundred times; what packs denser is made to fill disks.
 MOST_UNPACKED_BYTES, MOST_TIMES_SMALLER = 64 << 20, 200
 MOST_MEMBERS = 100_000
+LARGEST_DIRECTORY_BYTES = 16 << 20  # of a zip: what lists its members is read as a whole
 
 PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # What a damaged or hostile file makes the readers of the standard library raise.
@@ -48,12 +51,29 @@ class TooLargeError(ValueError):
     """A packed file holds more than text can."""
 
 
+@dataclass
+class _Budget:
+    """What a packed file may still unpack to; all members of an archive draw on one."""
+
+    left_bytes: int
+
+    def take(self, num_bytes: int) -> None:
+        """Draw on it.
+
+        Raises:
+            TooLargeError: nothing is left.
+        """
+        self.left_bytes -= num_bytes
+        if self.left_bytes < 0:
+            raise TooLargeError("it unpacks to more than any text does")
+
+
 class Stream(io.RawIOBase):
     """What is left of a file, of which the head was read; UTF-16 becomes UTF-8."""
 
-    def __init__(self, file: IO[bytes], most_bytes: int | None) -> None:
+    def __init__(self, file: IO[bytes], budget: _Budget | None) -> None:
         self._file = file
-        self._left = most_bytes
+        self._budget = budget
         self.head = self._take(HEAD_BYTES)
         bom = next((bom for bom in _BOMS if self.head.startswith(bom)), b"")
         encoding = _BOMS.get(bom, "utf-8")
@@ -86,10 +106,8 @@ class Stream(io.RawIOBase):
 
     def _take(self, num_bytes: int) -> bytes:
         block = self._file.read(num_bytes)
-        if self._left is not None:
-            self._left -= len(block)
-            if self._left < 0:
-                raise TooLargeError("it unpacks to more than any text does")
+        if self._budget is not None:
+            self._budget.take(len(block))
         return block
 
     def _recode(self, block: bytes) -> bytes:
@@ -119,7 +137,7 @@ def opened(path: Path) -> Iterator[Stream]:
             yield Stream(plain, None)
             return
         with packed(plain, "rb") as file:
-            yield Stream(file, _limit(os.fstat(plain.fileno()).st_size))
+            yield Stream(file, _Budget(_limit(os.fstat(plain.fileno()).st_size)))
 
 
 @contextmanager
@@ -128,22 +146,50 @@ def opened_zip(
 ) -> Iterator[Iterator[tuple[str, Callable[[], AbstractContextManager[Stream]]]]]:
     """Open a zip file; gives the name of each file in it, and what opens that file.
 
+    What all of them unpack to is bounded by the size of the archive, also where members share
+    the same packed bytes: the one that goes beyond it raises, and so does each after it.
+
     Raises:
         OSError and others of DAMAGED: the file is not whole, or holds too many.
     """
-    with open_plain(path) as plain, zipfile.ZipFile(plain) as archive:
+    with (
+        open_plain(path) as plain,
+        _Archive(plain.fileno(), closefd=False) as file,
+        zipfile.ZipFile(file) as archive,
+    ):
         entries = [entry for entry in archive.infolist() if not entry.is_dir()]
         if len(entries) > MOST_MEMBERS:
             raise TooLargeError(f"it holds {len(entries)} files, and {MOST_MEMBERS} are the most")
-        yield ((entry.filename, partial(_member, archive, entry)) for entry in entries)
+        if any(PurePosixPath(one.filename).name.casefold() == MANIFEST for one in entries):
+            raise ValueError(f"it holds a {MANIFEST} of its own, which would not count: unpack it")
+        budget = _Budget(_limit(os.fstat(plain.fileno()).st_size))
+        yield ((entry.filename, partial(_member, archive, entry, budget)) for entry in entries)
+
+
+class _Archive(io.FileIO):
+    """A zip file of which nobody reads more at once than a directory may have."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read bytes.
+
+        Raises:
+            TooLargeError: more are wanted at once.
+        """
+        size = -1 if size is None else size
+        whole = not 0 <= size <= LARGEST_DIRECTORY_BYTES
+        data = super().read(LARGEST_DIRECTORY_BYTES + 1 if whole else size) or b""
+        if len(data) > LARGEST_DIRECTORY_BYTES:
+            raise TooLargeError(f"its directory is above {LARGEST_DIRECTORY_BYTES} bytes")
+        return data
 
 
 @contextmanager
-def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[Stream]:
+def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, budget: _Budget) -> Iterator[Stream]:
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise ValueError("it is a link")
+    budget.take(0)
     with archive.open(entry) as file:
-        yield Stream(file, _limit(entry.compress_size))
+        yield Stream(file, budget)
 
 
 def _limit(packed_bytes: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -113,8 +114,8 @@ class Survey:
     sources: tuple[str, ...]
     files: tuple[SourceFile, ...]
     stamps: tuple[tuple[int, int], ...]  # size and time of change of each file
-    # Root → folder → folder of the source.toml that governed it when records were written; empty
-    # where none did. None: that is not noted (yet), and nothing may leave.
+    # Root → folder → folder of the source.toml that governed it: first when the preparation began,
+    # then when records were written. Empty where none did. None: an older boli did not note that.
     governed: dict[str, dict[str, str]] | None = None
 
     @classmethod
@@ -136,9 +137,8 @@ class Survey:
             tuple(files),
             tuple(stamp_of(file.path) for file in files),
         )
-        SourceState(survey.file_of).governing(files)
         Cleaner(settings).check()
-        return survey
+        return replace(survey, governed=SourceState(survey.file_of).governing(files))
 
     def save(self, out: Path) -> None:
         """Write it into a folder; only its owner may read it.
@@ -164,10 +164,15 @@ class Survey:
             files = tuple(SourceFile(Path(a), b, Path(c)) for a, b, c in body.pop("files"))
             stamps = tuple((size, changed) for size, changed in body.pop("stamps"))
             body["sources"] = tuple(body["sources"])
+            if (governed := body.get("governed")) is not None:
+                body["governed"] = {
+                    root: {folder: os.fspath(place) for folder, place in folders.items()}
+                    for root, folders in governed.items()
+                }
             return cls(**body, files=files, stamps=stamps)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorpusError(
                 f"{out / MARKER} is not whole: {type(error).__name__}", "begin anew with --again"
             ) from None
@@ -197,13 +202,15 @@ class Survey:
         """Return what the sources allow now, for records that were prepared."""
         return SourceState(self.file_of, self.governed or {})
 
-    def noted(self) -> tuple[Survey, SourceState]:
+    def noted(self, *, anew: bool) -> tuple[Survey, SourceState]:
         """Return what the sources allow now, to note it in records; and the survey to save then.
+
+        Not `anew`: what governed the sources when the preparation began has to be there still.
 
         Raises:
             CorpusError: a manifest cannot be read, or says what it may not.
         """
-        state = SourceState(self.file_of)
+        state = SourceState(self.file_of, None if anew else self.governed)
         return replace(self, governed=state.governing(self.files)), state
 
     def write_templates(self) -> Iterator[Path]:

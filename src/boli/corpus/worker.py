@@ -23,6 +23,7 @@ from boli.corpus.cleaning import FAILED, Cleaner, Further, Settings
 from boli.corpus.documents import Document
 from boli.corpus.facts import Facts
 from boli.corpus.listing import size_of
+from boli.corpus.memory import bound
 from boli.corpus.record import Dropped, Record, record_id, to_table, without_pandas
 from boli.errors import CorpusError
 
@@ -34,6 +35,7 @@ FORM, LABEL = "form", "label"  # columns of Further, beside those of a record
 READY = b"ready"
 SECONDS_PER_BYTE = 0.005  # a recording of 2 kB a second may take ten times as long as it lasts
 COMMAND = (sys.executable, "-m", "boli.corpus.worker")
+MOST_MORE_BYTES = 1 << 30  # that a worker may take above what it has once it is ready
 PATIENCE_SECONDS = 300.0  # for a batch of text
 
 
@@ -306,6 +308,8 @@ def main() -> None:
     given = json.loads(_read(source))
     cleaner = Cleaner(Settings(**{**given, "roots": tuple(given["roots"])}))
     cleaner.check()
+    if not (cleaner.settings.scorer or cleaner.settings.recognizer):  # models take what they take
+        bound(MOST_MORE_BYTES)
     _write(sink, READY)
     while True:
         try:

@@ -23,7 +23,7 @@ from typing import Any
 from nats.aio.client import Client
 
 from boli.engine.identities import inbox_of
-from boli.engine.nats_settings import MOST_CONNECTIONS
+from boli.engine.nats_settings import most_connections
 from boli.engine.nats_way import QUIET_ERRORS
 
 CALM_SECONDS, BUSY_SECONDS = 1.0, 0.25  # between two looks
@@ -85,7 +85,7 @@ class AdmissionControl:
     async def run(self, client: Client) -> None:
         """Look and drop as long as this connection of the system account lasts."""
         server = str(client._server_info["server_id"])
-        most = MOST_CONNECTIONS
+        most = most_connections()
         with contextlib.suppress(*QUIET_ERRORS, ValueError, KeyError, TypeError):
             most = int((await _ask(client, server, "VARZ"))["max_connections"])
         while not client.is_closed:

@@ -59,14 +59,21 @@ def unpack_message(data: bytes) -> tuple[str, dict[str, Any], bytes]:
         raise TransportError(f"not a message: {error}") from error
 
 
-NumLines = Annotated[dict[Short, Count], Field(max_length=10)]  # by part; goes into the journal
+def harmless(text: str) -> str:
+    """Return a site's words as one line that no terminal takes for a command."""
+    return "".join(" " if unicodedata.category(one) == "Cc" else one for one in text[:500])
+
+
+Told = Annotated[str, AfterValidator(harmless)]  # goes into the journal, and onto the display
+Word = Annotated[Short, AfterValidator(harmless)]
+NumLines = Annotated[dict[Word, Count], Field(max_length=10)]  # by part
 
 
 class Joining(Message):
     """A node is there: what it holds, and what it reads."""
 
-    layout: list[tuple[str, list[Count], Short]]
-    num_lines: Annotated[dict[Short, NumLines], Field(max_length=100)]  # by language
+    layout: list[tuple[Told, list[Count], Word]]
+    num_lines: Annotated[dict[Word, NumLines], Field(max_length=100)]  # by language
     held_version: int = Field(ge=-1, le=2**53)
     held_digest: Count
     copies: Annotated[tuple[Copy, ...], Field(max_length=MOST_COPIES)] = ()
@@ -140,14 +147,6 @@ def joining_facts(joined: Joined) -> dict[str, Any]:
         "held_digest": joined.held_digest,
         **copies,
     }
-
-
-def harmless(text: str) -> str:
-    """Return a site's words as one line that no terminal takes for a command."""
-    return "".join(" " if unicodedata.category(one) == "Cc" else one for one in text[:500])
-
-
-Told = Annotated[str, AfterValidator(harmless)]  # goes into the journal and onto the display
 
 
 class Failing(Message):

@@ -8,7 +8,7 @@ matrix product.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -256,14 +256,38 @@ def _notes(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> list[str]:
             f"evaluation.every_rounds {plan.evaluation.every_rounds} is not below rounds.total "
             f"{plan.rounds.total}"
         )
-    if len(plan.site) == 2:
-        notes.append(
-            "of two sites neither is a majority: one that lies about its judgements can keep "
-            "a better version from being exported"
-        )
     if not plan.model.base.text:
         notes.append("model.base.text is empty: forgetting of the base language is not judged")
-    return notes
+    return [*notes, *_notes_on_one_site(plan)]
+
+
+def _notes_on_one_site(plan: Plan) -> Iterator[str]:
+    """Say what one site that works against the others could still do."""
+    rounds, num_sites = plan.rounds, len(plan.site)
+    if num_sites == 2:
+        yield (
+            "of 2 sites nobody can tell which one is wrong: none is suspended for its updates, and "
+            "either can keep a better version from being exported"
+        )
+    if num_sites > 2 and plan.codec.name in ("sparse", "dgc"):
+        yield (
+            f'under codec "{plan.codec.name}" each site sends its own entries: a site can train a '
+            "backdoor into entries that no other site sends, and no bound excludes that"
+        )
+    if rounds.norm_multiple is not None and rounds.norm_multiple >= max(1, num_sites - 1) > 1:
+        yield (
+            f"rounds.norm_multiple {rounds.norm_multiple:g} lets one of {num_sites} sites outweigh "
+            f"all others: set it below {num_sites - 1}, or leave it out"
+        )
+    if rounds.mode == "asynchronous" and rounds.most_share is None:
+        if plan.buffer_size >= num_sites > 1:
+            yield (
+                f"rounds.buffer_size {plan.buffer_size} of {num_sites} sites waits for the slowest "
+                "site at every version: lower it, or let a version hold more updates of one site "
+                "by rounds.most_share"
+            )
+    elif rounds.mode == "asynchronous" and (rounds.most_share or 0) >= 1:
+        yield "rounds.most_share 1 lets a site that answers at once make every version alone"
 
 
 def _lost(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> list[str]:

@@ -11,6 +11,7 @@ from boli.journal import (
     OrderSent,
     RunResumed,
     SiteBenched,
+    SiteForgiven,
     SiteJoined,
     SiteLeft,
     UpdateAccepted,
@@ -57,6 +58,8 @@ def last_seen(journal: Path) -> dict[str, Presence]:
                 site.state = f"gone: {reason}"
             case SiteBenched(reason=reason):
                 site.state = f"benched: {reason}"
+            case SiteForgiven():
+                site.state = "not back yet"
             case OrderSent():
                 site.asked_at = now
                 site.bytes_down += event.bytes_down

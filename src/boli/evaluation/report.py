@@ -260,46 +260,45 @@ def _made(told: Told, version: int) -> int:
 
 def _comparison(told: Told, site: str) -> dict[str, Any]:
     """Return how a site's updates and judgements stand beside those of the others."""
-    rounds = _compared(told, site) or _norms(told, site)
-    shares = [norm / bound for _, norm, bound, _, _ in rounds if norm and bound]
-    cosines = [cosine for _, _, _, cosine, _ in rounds if cosine is not None]
-    judged = [
-        event.sites[site]
-        for _, event in sorted(told.judged_versions.items())
-        if site in event.sites
-    ]
+    rounds = _weighed_updates(told, site) or _norms(told, site)
+    shares = [norm / bound for _, norm, bound, _, _ in rounds if bound]
+    directions = [direction for _, _, _, direction, _ in rounds if direction is not None]
+    judged = [e.sites[site] for _, e in sorted(told.judged_versions.items()) if site in e.sites]
     return {
         "norm_of_bound": {
             "mean": _ratio(sum(shares), len(shares)),
             "max": max(shares, default=None),
         },
-        "cosine": {"mean": _ratio(sum(cosines), len(cosines)), "min": min(cosines, default=None)},
+        "direction": {
+            "mean": _ratio(sum(directions), len(directions)),
+            "min": min(directions, default=None),
+        },
         "judged_percent": (judged[-1] - 1) * 100 if judged else None,
-        "offences": max((offences for *_, offences in rounds), default=0),
+        "offences": rounds[-1][-1] if rounds else 0,
         "rounds": [list(each) for each in rounds],
     }
 
 
-# version, norm, bound, cosine, offences so far
-Compared = tuple[int, float | None, float | None, float | None, int]
+# version, norm, bound, direction, offences so far
+Compared = tuple[int, float, float | None, float | None, int]
 
 
-def _compared(told: Told, site: str) -> list[Compared]:
-    return [
-        (version, it.get("norm"), it.get("bound"), it.get("cosine"), int(it.get("offences") or 0))
-        for version, event in sorted(told.compared.items())
-        if (it := event.sites.get(site)) is not None
-    ]
+def _weighed_updates(told: Told, site: str) -> list[Compared]:
+    found: list[Compared] = []
+    offences = 0
+    for (version, name, _), event in sorted(told.weighed.items()):
+        if name == site:
+            offences += bool(event.offence)
+            found.append((version, event.norm, event.bound or None, event.direction, offences))
+    return found
 
 
 def _norms(told: Told, site: str) -> list[Compared]:
     """Return the same of a run that compared nothing: what its updates say of themselves."""
     found: list[Compared] = []
-    offences = 0
     for update in sorted((u for u in told.updates if u.site == site), key=made):
-        offences += update.scaled < 1
         bound = update.norm * update.scaled if update.scaled < 1 else None
-        found.append((made(update), update.norm, bound, None, offences))
+        found.append((made(update), update.norm, bound, None, 0))
     return found
 
 

@@ -17,10 +17,11 @@ from boli.journal import (
     RunResumed,
     RunStarted,
     SiteBenched,
+    SiteForgiven,
     SiteJoined,
-    SitesCompared,
     UpdateAccepted,
     UpdateRejected,
+    UpdateWeighed,
     VersionExported,
     VersionJudged,
     VersionRestored,
@@ -87,7 +88,7 @@ class Told:
     num_lines: dict[str, Any] = field(default_factory=dict)
     bytes_down: Counter[tuple[str, int]] = field(default_factory=Counter)  # by site, version
     benched: dict[str, str] = field(default_factory=dict)
-    compared: dict[int, SitesCompared] = field(default_factory=dict)  # by version
+    weighed: dict[tuple[int, str, int], UpdateWeighed] = field(default_factory=dict)
     judged_versions: dict[int, VersionJudged] = field(default_factory=dict)  # by version
     restored: dict[int, VersionRestored] = field(default_factory=dict)  # by the new version
     exported: VersionExported | None = None
@@ -148,14 +149,16 @@ class Told:
                 self.rounds[event.version] = (self.now, event)
             case SiteBenched(site, reason):
                 self.benched[site] = reason
-            case SitesCompared() as event:
-                self.compared[event.version] = event
+            case UpdateWeighed() as event:
+                self.weighed[event.version, event.site, event.sequence] = event
             case VersionJudged() as event:
                 self.judged_versions[event.version] = event
             case VersionRestored() as event:
                 self.restored[event.version] = event
             case VersionExported() as event:
                 self.exported = event
+            case SiteForgiven(site):
+                self.benched.pop(site, None)
             case event:
                 self._tell_of_site(event)
 
@@ -196,7 +199,7 @@ class Told:
         self.stops[-1] |= {"resumed": self.now, "version": last, "corrupt": event.corrupt}
         self.finished = self.exported = None
         self.rounds = {key: value for key, value in self.rounds.items() if key <= last}
-        self.compared = {key: value for key, value in self.compared.items() if key <= last}
+        self.weighed = {key: value for key, value in self.weighed.items() if key[0] <= last}
         self.judged_versions = {
             key: value for key, value in self.judged_versions.items() if key <= last
         }

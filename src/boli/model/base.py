@@ -90,14 +90,9 @@ def load_base(
         model, found = load_model(
             transformers.AutoModelForCausalLM, folder, output_loading_info=True, **options
         )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        ImportError,
-        safetensors.SafetensorError,
-    ) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # they have no common kind
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"cannot load the base model {origin}: {first}",

@@ -6,6 +6,7 @@ config describes, which is computed without memory for them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -72,7 +73,8 @@ SPECIAL_TOKEN_KEYS = {
     *("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"),
     *("additional_special_tokens", "extra_special_tokens"),
 }
-DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "I8": 1, "BOOL": 1}
+FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes; parameters are of these alone
+DTYPES = {**FLOATS, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 CONFIG_DTYPES = {"float32", "float16", "bfloat16"}
 
 
@@ -106,15 +108,16 @@ def _check_files(folder: Path, names: Collection[str]) -> None:
     refuse_code(folder)
     config = read_object(folder / CONFIG)
     _check_config(config)
-    if (folder / TOKENIZER).stat().st_size > LARGEST_TOKENIZER_BYTES:
-        raise refused(f"{TOKENIZER} has more than {LARGEST_TOKENIZER_BYTES} bytes")
+    weights = {name for name in names if _WEIGHTS.fullmatch(name)}
+    for name in names:
+        if name not in weights and (folder / name).stat().st_size > LARGEST_TOKENIZER_BYTES:
+            raise refused(f"{name} has more than {LARGEST_TOKENIZER_BYTES} bytes")
     if TOKENIZER_CONFIG in names:
         _check_tokenizer(folder / TOKENIZER_CONFIG)
     if SPECIAL_TOKENS in names:
         _allow_keys(folder / SPECIAL_TOKENS, SPECIAL_TOKEN_KEYS)
     if GENERATION in names:
         _check_generation(folder / GENERATION)
-    weights = {name for name in names if _WEIGHTS.fullmatch(name)}
     if INDEX in names and shards_of(folder) != weights:
         raise refused(f"{INDEX} names other weights than the base has")
     if INDEX not in names and weights != {"model.safetensors"}:
@@ -194,9 +197,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
 
 def _check_table(table: Mapping[str, Any], form: Any, where: str) -> None:
     """Check a table of a config against its class, and its tables against theirs."""
-    fields = {field.name for field in dataclasses.fields(form)}
-    names = {*fields, *form.attribute_map, *form.attribute_map.values(), "tokenizer_class"}
-    known = (names | LEGACY_KEYS) - CODE_KEYS
+    known = _known_keys(form)
     parts = form.sub_configs
     for key, value in table.items():
         if key not in known:
@@ -211,6 +212,15 @@ def _check_table(table: Mapping[str, Any], form: Any, where: str) -> None:
             _check_table(value, _part_class(parts[key], value), f"{where}: {key}")
         else:
             _check_value(key, value, f"{where} of the base: {key}")
+
+
+def _known_keys(form: Any) -> set[str]:
+    """Return the keys that a config's class declares, or writes by itself."""
+    names = {field.name for field in dataclasses.fields(form)} | {"tokenizer_class"}
+    names |= {*form.attribute_map, *form.attribute_map.values()} | LEGACY_KEYS
+    with contextlib.suppress(Exception):  # a class that has no default
+        names |= form().to_dict().keys()
+    return names - CODE_KEYS
 
 
 def _part_class(form: Any, table: Mapping[str, Any]) -> Any:
@@ -250,7 +260,7 @@ def _check_value(key: str, value: Any, where: str, depth: int = 0) -> None:
 
 
 def _tensors(path: Path) -> dict[str, int]:
-    """Return the tensors of a safetensors file with their numbers of entries, from its header.
+    """Return the tensors of a safetensors file with their numbers of parameters, from its header.
 
     Nothing is allocated for what a header claims: it has to fit into the file.
 
@@ -289,7 +299,7 @@ def _offsets(item: tuple[str, Any]) -> tuple[int, int]:
 
 
 def _count(file: str, name: str, entry: Any, start: int) -> int:
-    """Return the entries of a tensor whose bytes begin at `start`."""
+    """Return the parameters in a tensor whose bytes begin at `start`."""
     try:
         width, shape = DTYPES[entry["dtype"]], entry["shape"]
         begin, end = entry["data_offsets"]
@@ -299,7 +309,7 @@ def _count(file: str, name: str, entry: Any, start: int) -> int:
         raise refused(f"the header of {file} says nothing sound of {name[:80]!r}") from None
     if count < 0 or begin != start or end - begin != count * width:
         raise refused(f"the header of {file} claims bytes for {name[:80]!r} that it has not")
-    return count
+    return count if entry["dtype"] in FLOATS else 0
 
 
 class _TooManyError(Exception):

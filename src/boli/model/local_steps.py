@@ -127,21 +127,6 @@ def computes_in_half(plan: LocalStepsPlan, device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def learning_rate(plan: LocalStepsPlan, position: float) -> float:
-    """Return the inner learning rate at a position of the run, 0 to 1."""
-    if position < plan.warmup:
-        return plan.learning_rate * (position + 0.01 * plan.warmup) / (1.01 * plan.warmup)
-    done = min(1.0, (position - plan.warmup) / max(1e-9, 1 - plan.warmup))
-    floor = plan.final_learning_rate
-    match plan.schedule:
-        case "constant":
-            return plan.learning_rate
-        case "linear":
-            return plan.learning_rate * (1 - (1 - floor) * done)
-        case "cosine":
-            return plan.learning_rate * (floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2)
-
-
 @dataclass(frozen=True)
 class Steps:
     """What a stretch of local steps did."""
@@ -246,7 +231,7 @@ class LocalSteps:
         started = time.perf_counter()
         losses, tokens, done = 0.0, 0, 0
         while done < count():
-            loss = self._step(learning_rate(self.plan, position + done * position_step))
+            loss = self._step(self.plan.rate_at(position + done * position_step))
             done += 1
             tokens += self.plan.batch_sequences * self.plan.sequence_length
             losses += loss

@@ -23,7 +23,7 @@ from boli.plan import LANGUAGE, NAME
 from boli.pool.delta import ConflictError
 from boli.pool.description import Description
 from boli.pool.egress_log import EgressLog, read_log
-from boli.pool.ledger import Line, add, erased_keys, retrying
+from boli.pool.ledger import Line, add, check_log, erased_keys, retrying
 from boli.pool.process import has_ended, this_process, where
 from boli.pool.sweep import sweep, sweep_abandoned
 from boli.pool.table import Pool, row_key, site_key
@@ -185,12 +185,19 @@ def send(
 def sweep_up(pool: Pool, log: EgressLog) -> None:
     """Take away what earlier sends to a pool may have left there when they ended half-way.
 
-    Only where an erase came since: what it took out can be in such a file.
+    Only where an erase came since: what it took out can be in such a file. Nothing is sent with a
+    log that is not the one that the pool knows.
 
     Raises:
-        PoolError: the pool cannot be reached.
+        PoolError: the pool cannot be reached, or the egress log was cut or altered.
         StorageError: the egress log cannot be written.
     """
+    wrong = check_log(pool, log.folder) if log.path.exists() else ""
+    if wrong:
+        raise PoolError(
+            f"the egress log in {log.folder} is broken: {wrong}",
+            "restore it from a copy; boli pool log --verify looks at it. Nothing was shared",
+        )
     unsure = _unsure(pool, log)
     pool.refresh()
     if unsure and (pool.erasing or any(had != pool.erasures for had in unsure.values())):

@@ -24,6 +24,7 @@ from boli.errors import PoolError
 
 GENESIS = "0" * 64
 LOG, HEAD = "log.jsonl", "head.json"
+LOOK_BYTES = 64 << 10  # of the end of a log at a time
 
 
 def log_folder() -> Path:
@@ -54,6 +55,10 @@ def line_hash(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def _line(body: Mapping[str, Any]) -> bytes:
+    return (json.dumps(body, ensure_ascii=True) + "\n").encode()
+
+
 @dataclass(frozen=True)
 class EgressLog:
     """The log of one machine; several processes may write it."""
@@ -82,7 +87,7 @@ class EgressLog:
                 "prev": head.hash,
             }
             body["hash"] = line_hash(body)
-            line = (json.dumps(body, ensure_ascii=True) + "\n").encode()
+            line = _line(body)
             self._write(line, head.end)
             after = _Head(head.log, head.seq + 1, str(body["hash"]), head.end + len(line))
             self._keep(after)
@@ -131,12 +136,32 @@ class EgressLog:
                 f"{self.path} was cut: it has {size} bytes, and had {head.end}",
                 "restore it from a copy; nothing is shared without its log",
             )
+        if head.seq >= 0 and not self._ends_as(head):
+            raise PoolError(
+                f"{self.path} was altered: line {head.seq + 1} is not the one that {HEAD} knows",
+                "restore it from a copy; nothing is shared without its log",
+            )
         for line in rest.splitlines(keepends=True):
             body = parse_line(line)
             if body is None or body["prev"] != head.hash:
                 break  # torn: its process never came to send anything
             head = _Head(head.log, body["seq"], body["hash"], head.end + len(line))
         return head
+
+    def _ends_as(self, head: _Head) -> bool:
+        """Tell whether the line at a head's end is the one that it has noted."""
+        tail, start = b"", head.end
+        try:
+            with self.path.open("rb") as file:
+                while start > 0 and b"\n" not in tail[:-1]:
+                    length = min(start, LOOK_BYTES)
+                    start -= length
+                    file.seek(start)
+                    tail = file.read(length) + tail
+        except OSError as error:
+            raise storage_error(self.path, error) from error
+        body = parse_line(tail[tail.rfind(b"\n", 0, -1) + 1 :])
+        return body is not None and (body["seq"], body["hash"]) == (head.seq, head.hash)
 
     def _write(self, line: bytes, end: int) -> None:
         try:
@@ -168,8 +193,9 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     try:
         body = json.loads(line)
         found = body.pop("hash")
-        whole = line.endswith(b"\n") and line_hash(body) == found and isinstance(body["seq"], int)
-        return {**body, "hash": found} if whole else None
+        whole = line_hash(body) == found and isinstance(body["seq"], int)
+        # Byte for byte: another reader may take another one of two equal keys.
+        return {**body, "hash": found} if whole and _line({**body, "hash": found}) == line else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -195,7 +221,12 @@ def read_log(folder: Path) -> Iterator[dict[str, Any]]:
             yield body
 
 
-def first_break(folder: Path, marks: tuple[Mark, ...] = (), pool: str = "") -> str:
+def first_break(
+    folder: Path,
+    marks: tuple[Mark, ...] = (),
+    pool: str = "",
+    upto: int | None = None,  # the last line when the marks were read; None: nobody else writes
+) -> str:
     """Walk the chain; returns what is wrong where it breaks first, empty where all is well.
 
     `marks` are what the pool with id `pool` has noted of logs: those of other logs are passed
@@ -228,7 +259,9 @@ def first_break(folder: Path, marks: tuple[Mark, ...] = (), pool: str = "") -> s
             previous, expected = body["hash"], expected + 1
             if noted.pop(body["seq"], previous) != previous:
                 return f"line {number} is not the one that the pool has noted: it was rewritten"
-            if pool and body["event"] == "done" and body["pool"] == pool and body["of"] > known:
+            left = body["event"] == "done" and body.get("pool") == pool
+            is_new = upto is not None and body["seq"] > upto
+            if pool and left and body["of"] > known and not is_new:
                 return f"line {number} says that records left, and the pool has noted no such line"
             if body["seq"] == head.seq and previous != head.hash:
                 return f"line {number} is not the one that {HEAD} has noted: it was rewritten"

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from boli.errors import PoolError
 from boli.pool.delta import ConflictError, delta, newest, told
-from boli.pool.egress_log import Mark
+from boli.pool.egress_log import Mark, first_break, read_head
 from boli.pool.table import COMMIT_RETRIES, LEDGER, Pool, ledger_schema
 
 Found = TypeVar("Found")
@@ -154,3 +155,14 @@ def marks(pool: Pool) -> tuple[Mark, ...]:
         Mark(line.key, int(line.facts["seq"]), str(line.facts["hash"]))
         for line in read(pool, "left")
     )
+
+
+def check_log(pool: Pool, folder: Path) -> str:
+    """Hold the egress log in a folder against what the pool has noted; return what is wrong.
+
+    Raises:
+        PoolError: there is no log, or the pool cannot be reached.
+    """
+    head = read_head(folder)  # first: what others log from now on may be missing in the marks
+    upto = head.seq if head is not None else -1
+    return first_break(folder, marks(pool), pool.description.id, upto)

@@ -1,15 +1,19 @@
 """Which updates make a round, and their weights.
 
 Sums are integers (`sums`), so a synchronous round is bit-identical however its
-updates arrive, and memory stays O(d) because each update is added as it comes.
+updates arrive. Where the frames of a round are small they are kept until the round is
+complete, and each update is bounded by what the others of that round add; otherwise
+each is added as it comes, in O(d), and bounded by what was added before.
 
 Source: Nguyen et al. 2022, FedBuff, Algorithm 1. https://arxiv.org/abs/2106.06639
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -17,6 +21,7 @@ from boli.codec.codec import (
     Codec,
     Decay,
     DenseCodec,
+    Frame,
     at_density,
     decode_frame,
     encode_frame,
@@ -24,10 +29,14 @@ from boli.codec.codec import (
 from boli.codec.entries import Entries
 from boli.errors import CodecError
 from boli.journal import Evaluated, Event, UpdateRejected
+from boli.rounds.bounds import Reach, Weighed, contribution, unit_of, weigh
 from boli.rounds.cohort import Cohorts
 from boli.rounds.journaled import update_accepted
 from boli.rounds.outer import OuterOptimizer
+from boli.rounds.robust import Rule, Share, robust_mean
+from boli.rounds.shares import Shares, noted
 from boli.rounds.sums import LARGEST, WEIGHT_GRID, add_to, mean_of
+from boli.rounds.suspicion import Suspicion, heading, new_seed, seen
 from boli.rounds.transport import Delivery
 from boli.rounds.update import (
     Folded,
@@ -37,13 +46,13 @@ from boli.rounds.update import (
     Spans,
     Sums,
     UpdateHeader,
+    Vector,
     Verdict,
     norm_of,
 )
 
-NORMS_KEPT = 64
-NORMS_NEEDED = 6  # before a median means anything
 REMEMBERED = 16  # accepted sequences per site
+FASTEST = 1e6  # steps a second, that a site can claim
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class BufferedStrategy:
     max_staleness: int  # rounds
     staleness_power: float
     token_power: float
-    norm_multiple: float
+    norm_multiple: float  # of what the lower-median site adds; inf: no bound
     reference_tokens: int  # of an ordinary update: its weight is 1
     max_tokens_per_step: int
     outer: OuterOptimizer
@@ -76,9 +85,23 @@ class BufferedStrategy:
     downlink: Codec = field(default_factory=DenseCodec)
     downlink_decay: Decay = field(default_factory=Decay)  # of what versions do not carry yet
     cohorts: Cohorts | None = None  # where all members of a cohort share a support
+    keeps_frames: bool = False  # until a round is complete
+    reach: Reach | None = None  # of local steps
+    robust: Rule = "none"  # others need `keeps_frames`
+    trim_share: float = 0.2
+    suspicion: Suspicion = field(default_factory=Suspicion)
+    most_share: float | None = None  # of the updates in any ten versions, that are one site's
+
+    @property
+    def shares(self) -> Shares:
+        """How many updates of one site a version may hold."""
+        # Only who is waited for until all are there trains together.
+        together = self.max_staleness == 0 and self.buffer_size == len(self.spans)
+        return Shares(self.buffer_size, together, self.most_share)
 
     def begin(self, state: ServerState) -> ServerState:
         """Return the state with which a run begins, or goes on."""
+        state = state if state.sketch_seed else replace(state, sketch_seed=new_seed())
         return state if self.cohorts is None else self.cohorts.begin(state)
 
     def fold(
@@ -99,14 +122,19 @@ class BufferedStrategy:
                 state, facts = _refuse(state, delivery, outcome)
                 verdicts.append(_verdict(delivery, outcome))
             else:
-                if sums is None and delivery.update.header.local_steps:
+                streams = delivery.update.header.local_steps and not self._keeps(state, delivery)
+                if sums is None and streams:
                     there = state.partial_sum
                     sums = np.zeros(state.theta.size, np.int64) if there is None else there.copy()
-                state, facts = self._add(state, delivery, outcome, sums)
+                state, facts = self._add(state, delivery, outcome, sums if streams else None)
                 verdicts.append(_verdict(delivery, None))
             events += facts
         state = state if sums is None else replace(state, partial_sum=sums)
         return state, verdicts, events
+
+    def _keeps(self, state: ServerState, delivery: Delivery) -> bool:
+        """Tell whether an update's frame waits: for the others, or for the version after this."""
+        return self.keeps_frames or self.shares.is_in(state, delivery.site)
 
     def _outcome(self, state: ServerState, delivery: Delivery) -> Entries | Rejection:
         """Return the entries of a sound update, none where it only judged."""
@@ -120,7 +148,27 @@ class BufferedStrategy:
         peak = float(np.abs(entries.values).max(initial=0)) * weight
         if peak * (self.buffer_size + len(self.spans)) > LARGEST:
             return Rejection("too large", f"an entry of {peak:.3g}")
-        return entries
+        return self._out_of_reach(state, delivery, entries) or entries
+
+    def _out_of_reach(
+        self, state: ServerState, delivery: Delivery, entries: Entries
+    ) -> Rejection | None:
+        """Return why no local steps can have made these entries."""
+        _, furthest = self._limits(state, delivery)
+        peak = float(np.abs(entries.values).max(initial=0))
+        if peak <= furthest:
+            return None
+        steps = delivery.update.header.local_steps
+        told = f"an entry of {peak:.3g}, where {steps} local steps reach {furthest:.3g}"
+        return Rejection("too large", told)
+
+    def _limits(self, state: ServerState, delivery: Delivery) -> tuple[float, float]:
+        """Return the largest root mean square and entry that the claimed steps can make."""
+        header, site = delivery.update.header, state.sites[delivery.site]
+        if self.reach is None or site.outstanding is None or not header.local_steps:
+            return math.inf, math.inf
+        unit = unit_of(state.support)
+        return self.reach.limits(site.outstanding, header, site.accepted, state.theta, unit)
 
     def _check(self, state: ServerState, delivery: Delivery) -> Rejection | None:
         """Return why an update cannot be folded in, from its header alone."""
@@ -150,9 +198,10 @@ class BufferedStrategy:
         asked = max(order.at_most, order.local_steps)
         if header.local_steps > asked:
             return Rejection("malformed", f"{header.local_steps} local steps, not {asked}")
-        most = asked * self.max_tokens_per_step
+        most = header.local_steps * self.max_tokens_per_step
         if header.tokens > most or (header.local_steps and not header.tokens):
-            return Rejection("tokens", f"{header.tokens} tokens where at most {most} were asked")
+            told = f"{header.tokens} tokens, where {header.local_steps} local steps take {most}"
+            return Rejection("tokens", told)
         staleness = state.version - header.base_version
         if header.local_steps and staleness > self.max_staleness:
             return Rejection("stale", f"{staleness} rounds behind", keep=True)
@@ -166,8 +215,7 @@ class BufferedStrategy:
             if payload:
                 return Rejection("malformed", "a payload without local steps")
             return Entries(0, np.zeros(0, np.float32))
-        spans = self.spans[delivery.site]
-        length = sum(stop - start for start, stop in spans)
+        length = _length(self.spans[delivery.site])
         try:
             frame = decode_frame(payload, header.layout, length, self._codec_of(state, delivery))
         except CodecError as error:
@@ -184,71 +232,113 @@ class BufferedStrategy:
         density = 0.0 if order is None else order.density
         return at_density(self.uplink, density, delivery.update.header.base_version)
 
+    def _frame(self, state: ServerState, site: str, payload: bytes) -> Frame:
+        """Decode a frame that is kept: it was held against the codec when it came."""
+        spans = self.spans[site]
+        agreed = None if self.cohorts is None else self.cohorts.agreed(state, spans)
+        return decode_frame(payload, state.layout, _length(spans), agreed)
+
     def _add(
         self, state: ServerState, delivery: Delivery, entries: Entries, sums: Sums | None
     ) -> tuple[ServerState, list[Event]]:
-        """Add one update to the sums, in place, and note it."""
+        """Keep an update's frame, or add it to the sums in place, and note it."""
         header, name = delivery.update.header, delivery.site
+        entry = self._entry(state, delivery, entries)
         state, facts = _take_judgements(state, delivery)
-        if sums is not None and header.local_steps:
-            staleness = state.version - header.base_version
-            norm = norm_of(entries.values)
-            weight, scaled = self._weight(header.tokens), self._scale(state, norm)
-            add_to(
-                sums,
-                entries,
-                self.spans[name],
-                weight * scaled / (1 + staleness) ** self.staleness_power,
-            )
-            coverage = dict(state.coverage)
-            key = "" if header.rank is None else str(header.rank)
-            coverage[key] = coverage.get(key, 0) + round(weight * WEIGHT_GRID)
-            entry = Folded(
-                site=name,
-                sequence=header.sequence,
-                staleness=staleness,
-                norm=norm,
-                left=header.residual_norm / max(1, entries.length) ** 0.5,
-            )
-            state = replace(
-                state,
-                coverage=coverage,
-                folded=(*state.folded, entry),
-                tokens=state.tokens + header.tokens,
-            )
-            facts.append(update_accepted(delivery, staleness, weight, norm, scaled))
+        if header.local_steps:
+            state = heading(state, name, entries, self.spans[name])
+            (one,) = weigh(state, [entry], [], self.norm_multiple)
+            if sums is None:
+                frames = {**state.frames, entry.key: delivery.update.payload}
+                state, one = replace(state, frames=frames), replace(one, scaled=1.0)
+            else:
+                add_to(sums, entries, self.spans[name], self._factor(state, one))
+                bound = one.bound if math.isfinite(one.bound) else 0.0
+                told = {"weight": one.weight, "bound": bound, "scaled": one.scaled}
+                entry = entry.model_copy(update=told)
+                state = replace(state, coverage=_covered(state, state.coverage, one))
+            folded = (*state.folded, entry)
+            state = replace(state, folded=folded, tokens=state.tokens + header.tokens)
+            weight = entry.weight
+            facts.append(update_accepted(delivery, entry.staleness, weight, entry.norm, one.scaled))
         return _after_acceptance(state, name, header), facts
+
+    def _entry(self, state: ServerState, delivery: Delivery, entries: Entries) -> Folded:
+        header, name = delivery.update.header, delivery.site
+        order, size = state.sites[name].outstanding, _length(self.spans[name])
+        typical, _ = self._limits(state, delivery)
+        rate = 0.0
+        if self.reach is not None and order is not None and header.local_steps:
+            rate = self.reach.rates(order, header) / header.local_steps
+        return Folded(
+            site=name,
+            sequence=header.sequence,
+            staleness=state.version - header.base_version,
+            norm=norm_of(entries.values),
+            left=header.residual_norm / max(1, size) ** 0.5,
+            base_version=header.base_version,
+            size=size,
+            weight=self._weight(header.tokens),
+            rate=rate,
+            reach=typical * math.sqrt(size) if math.isfinite(typical) else 0.0,
+        )
+
+    def _factor(self, state: ServerState, one: Weighed) -> float:
+        """Return the factor on a vector in the sum of a version that is made now."""
+        staleness = state.version - one.entry.base_version
+        later: float = (1 + staleness) ** self.staleness_power
+        return one.weight * one.scaled / later
 
     def _weight(self, tokens: int) -> float:
         share = (tokens / self.reference_tokens) ** self.token_power
         return max(1.0, float(np.rint(share * WEIGHT_GRID))) / WEIGHT_GRID
 
-    def _scale(self, state: ServerState, norm: float) -> float:
-        """Return the factor that brings a norm below its bound.
+    def weighed(self, state: ServerState) -> list[Weighed]:
+        """Return the updates of the next version, by site, with their weights and factors.
 
-        The bound comes from whole rounds only, so that it does not depend on the
-        order in which this round's updates arrive.
+        Where frames are kept, each is bounded by what the sites of this very round add.
         """
-        if len(state.norms) < NORMS_NEEDED:
-            return 1.0
-        bound = self.norm_multiple * float(np.median(state.norms))
-        return bound / norm if norm > bound > 0 else 1.0
+        chosen = self.shares.chosen(state)
+        kept = [entry for entry in chosen if entry.key in state.frames]
+        found = {one.entry.key: one for one in weigh(state, kept, kept, self.norm_multiple)}
+        return [
+            found.get(entry.key)
+            or Weighed(entry, entry.weight or 1.0, entry.scaled, entry.bound or math.inf)
+            for entry in chosen
+        ]
 
-    def ready(self, state: ServerState) -> bool:
-        """Tell whether enough updates are in; a benched site is not waited for."""
-        needed = self.buffer_size
-        if needed <= len(state.sites):
-            needed = min(needed, len(state.active))
-        return len(state.folded) >= max(1, needed)
+    def ready(self, state: ServerState, there: Collection[str] | None = None) -> bool:
+        """Tell whether enough updates are in; a benched site is not waited for.
+
+        `there` are the sites that an asynchronous round waits for; None: all.
+        """
+        chosen = self.shares.chosen(state)
+        return bool(chosen) and len(chosen) >= self.shares.needed(state, there)
+
+    def judge(self, state: ServerState) -> tuple[ServerState, list[Event]]:
+        """Note what the next version's updates show of their sites, and suspend who has to be.
+
+        A frame of a site that is suspended now goes into no version.
+        """
+        before = state
+        state, events = self.suspicion.judge(state, self.weighed(state))
+        gone = {name for name in before.active if state.sites[name].benched}
+        dropped = {e.key for e in state.folded if e.site in gone and e.key in state.frames}
+        if dropped:
+            state = replace(
+                state,
+                folded=tuple(entry for entry in state.folded if entry.key not in dropped),
+                frames={key: f for key, f in state.frames.items() if key not in dropped},
+            )
+        return state, events
 
     def step(self, state: ServerState) -> tuple[ServerState, Release, float]:
-        """Make one round of the partial sum.
+        """Make one version of the updates that wait.
 
         Returns the next state, the version to publish, and the norm of the step.
         """
-        assert state.partial_sum is not None
-        coverage = [(self._spans_of(state, key), total) for key, total in state.coverage.items()]
-        mean = mean_of(state.partial_sum, coverage)
+        weighed = self.weighed(state)
+        mean = self._mean(state, weighed)
         step, outer = self.outer.step(mean, state.outer, state.outer_round)
         carried = self.downlink_decay.of(state.unsent, state.version)
         step = step if carried is None else step + carried
@@ -258,8 +348,9 @@ class BufferedStrategy:
         sent = decode_frame(frame, state.layout, step.size).vector
         left = step - sent
         theta = state.theta - sent
-        norms = (*state.norms, *sorted(folded.norm for folded in state.folded))[-NORMS_KEPT:]
         support = None if self.cohorts is None else self.cohorts.following(state, theta)
+        used = {one.entry.key for one in weighed}
+        state = _remembered(state, weighed)
         state = replace(
             state,
             theta=theta,
@@ -270,15 +361,63 @@ class BufferedStrategy:
             unsent=left if left.any() else None,
             partial_sum=None,
             coverage={},
-            folded=(),
-            norms=norms,
+            folded=tuple(entry for entry in state.folded if entry.key not in used),
+            frames={key: f for key, f in state.frames.items() if key not in used},
+            center=mean if self.robust == "centered_clipping" else None,
+            recent=noted(state.recent, [one.entry for one in weighed]),
         )
         release = Release(state.version, state.layout, theta, sent, frame)
         return state, release, norm_of(sent)
 
+    def _mean(self, state: ServerState, weighed: Sequence[Weighed]) -> Vector:
+        kept = [one for one in weighed if one.entry.key in state.frames]
+        if self.robust != "none":
+            shares = [
+                Share(
+                    one.weight,
+                    self._factor(state, one) / one.weight,
+                    self.spans[one.entry.site],
+                    partial(self._vector, state, one.entry),
+                )
+                for one in kept
+            ]
+            length, center = state.theta.size, state.center
+            multiple = self.norm_multiple
+            return robust_mean(self.robust, shares, length, self.trim_share, center, multiple)
+        there, coverage = state.partial_sum, dict(state.coverage)
+        sums = np.zeros(state.theta.size, np.int64) if there is None else there.copy()
+        for one in kept:
+            entries = self._frame(state, one.entry.site, state.frames[one.entry.key]).entries
+            add_to(sums, entries, self.spans[one.entry.site], self._factor(state, one))
+            coverage = _covered(state, coverage, one)
+        return mean_of(sums, [(self._spans_of(state, key), n) for key, n in coverage.items()])
+
+    def _vector(self, state: ServerState, entry: Folded) -> Vector:
+        return self._frame(state, entry.site, state.frames[entry.key]).vector
+
     def _spans_of(self, state: ServerState, key: str) -> Spans:
         rank = int(key) if key else None
         return next(self.spans[name] for name, site in state.sites.items() if site.rank == rank)
+
+
+def _length(spans: Spans) -> int:
+    return sum(stop - start for start, stop in spans)
+
+
+def _covered(state: ServerState, coverage: Mapping[str, int], one: Weighed) -> dict[str, int]:
+    """Return the coverage with one more update's weight."""
+    rank = state.sites[one.entry.site].rank
+    key = "" if rank is None else str(rank)
+    return {**coverage, key: coverage.get(key, 0) + round(one.weight * WEIGHT_GRID)}
+
+
+def _remembered(state: ServerState, weighed: Sequence[Weighed]) -> ServerState:
+    """Note what the updates of a version add, to compare later ones with."""
+    for one in weighed:
+        if one.entry.size:
+            added = contribution(one.entry, one.weight)
+            state = state.with_site(one.entry.site, weight=one.weight, contribution=added)
+    return state
 
 
 def _verdict(delivery: Delivery, why: Rejection | None) -> Verdict:
@@ -297,7 +436,8 @@ def _verdict(delivery: Delivery, why: Rejection | None) -> Verdict:
 def _after_acceptance(state: ServerState, name: str, header: UpdateHeader) -> ServerState:
     site = state.sites[name]
     judged_last = not (header.local_steps or (site.outstanding and site.outstanding.first))
-    speed = header.local_steps / header.train_seconds if header.train_seconds > 0 else 0.0
+    speed = min(FASTEST, header.local_steps / max(header.train_seconds, 1 / FASTEST))
+    speed = speed if header.train_seconds else 0.0
     return state.with_site(
         name,
         outstanding=None,
@@ -335,7 +475,7 @@ def _refuse(
         rejections=site.rejections + (0 if why.keep else 1),
         refused=site.refused if why.keep else (*site.refused, header.sequence)[-REMEMBERED:],
     )
-    return state, facts
+    return state if why.keep else seen(state, delivery.site, "refused"), facts
 
 
 def _take_judgements(state: ServerState, delivery: Delivery) -> tuple[ServerState, list[Event]]:

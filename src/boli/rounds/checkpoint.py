@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from boli.codec.support import Support
@@ -13,9 +14,25 @@ from boli.durable import Generations
 from boli.errors import CorruptFileError
 from boli.rounds.best import JudgedVersion, Selection
 from boli.rounds.update import Folded, ServerState, SiteProgress
+from boli.signature import SigningKey, is_signed_by
 
 SCHEMA = 1
 _NOT_KEPT = {"outstanding": {"copies"}}  # named anew whenever an order is sent
+# Fields that came later: left out where they are not set, so that nothing else changes.
+_LATER = {
+    SiteProgress: ("suspended", "seen", "weight", "contribution"),
+    Folded: ("base_version", "size", "weight", "rate", "reach", "bound", "scaled"),
+}
+
+
+def _facts(message: SiteProgress | Folded) -> dict[str, Any]:
+    kind = type(message)
+    exclude = _NOT_KEPT if kind is SiteProgress else None
+    found = message.model_dump(mode="json", exclude=exclude)
+    for name in _LATER[kind]:
+        if getattr(message, name) == kind.model_fields[name].default:
+            del found[name]
+    return found
 
 
 def to_parts(state: ServerState) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -28,24 +45,28 @@ def to_parts(state: ServerState) -> tuple[dict[str, NDArray[Any]], dict[str, Any
         arrays["unsent"] = state.unsent
     if state.first is not None:
         arrays["first"] = state.first
+    if state.center is not None:
+        arrays["center"] = state.center
+    arrays |= {f"frame.{key}": np.frombuffer(f, np.uint8) for key, f in state.frames.items()}
+    arrays |= {f"heading.{name}": sketch for name, sketch in state.headings.items()}
     facts: dict[str, Any] = {
         "schema": SCHEMA,
         "run": state.run,
         "layout": state.layout,
         "version": state.version,
         "outer_round": state.outer_round,
-        "sites": {
-            name: site.model_dump(mode="json", exclude=_NOT_KEPT)
-            for name, site in state.sites.items()
-        },
+        "sites": {name: _facts(site) for name, site in state.sites.items()},
         "coverage": dict(state.coverage),
-        "folded": [entry.model_dump(mode="json") for entry in state.folded],
-        "norms": list(state.norms),
+        "folded": [_facts(entry) for entry in state.folded],
         "tokens": state.tokens,
         "journal_seq": state.journal_seq,
     }
     if state.journal_hash:
         facts["journal_hash"] = state.journal_hash
+    if state.recent:
+        facts["recent"] = [list(names) for names in state.recent]
+    if state.sketch_seed:
+        facts["sketch_seed"] = state.sketch_seed
     if state.support is not None:
         facts["support"] = state.support.model_dump(mode="json")
     if state.selection.base or state.selection.open:
@@ -86,14 +107,18 @@ def from_parts(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> 
             f"the checkpoint has format {facts.get('schema')}, this program reads {SCHEMA}",
             "resume the run with the version of boli that started it",
         )
-    outer = {name[6:]: array for name, array in arrays.items() if name.startswith("outer.")}
+
+    def named(kind: str) -> dict[str, NDArray[Any]]:
+        start = len(kind) + 1
+        return {name[start:]: a for name, a in arrays.items() if name.startswith(f"{kind}.")}
+
     return ServerState(
         run=facts["run"],
         layout=facts["layout"],
         theta=arrays["theta"],
         sites={name: SiteProgress.model_validate(s) for name, s in facts["sites"].items()},
         version=facts["version"],
-        outer=outer,
+        outer=named("outer"),
         outer_round=facts["outer_round"],
         partial_sum=arrays.get("partial_sum"),
         unsent=arrays.get("unsent"),
@@ -101,7 +126,11 @@ def from_parts(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> 
         support=Support.model_validate(facts["support"]) if "support" in facts else None,
         coverage=facts["coverage"],
         folded=tuple(Folded.model_validate(entry) for entry in facts["folded"]),
-        norms=tuple(facts["norms"]),
+        frames={key: frame.tobytes() for key, frame in named("frame").items()},
+        center=arrays.get("center"),
+        recent=tuple(map(tuple, facts.get("recent", ()))),
+        headings=named("heading"),
+        sketch_seed=facts.get("sketch_seed", 0),
         tokens=facts["tokens"],
         journal_seq=facts["journal_seq"],
         selection=_selection(arrays, facts["selection"]) if "selection" in facts else Selection(),
@@ -112,11 +141,34 @@ def from_parts(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> 
 Found = tuple[ServerState, list[Path]]  # the newest that is whole, and the corrupt ones after it
 
 
-class CheckpointStore:
-    """The checkpoints of one run; keeps the last good one beside the newest."""
+def _message(digest: str) -> bytes:
+    """Return the bytes that a signature covers."""
+    return f"boli checkpoint 1\n{digest}".encode()
 
-    def __init__(self, folder: Path) -> None:
-        self._generations = Generations(folder)
+
+class CheckpointStore:
+    """The checkpoints of one run; keeps the last good one beside the newest.
+
+    `key` signs what is saved. One that the public key `signer` has not signed counts as corrupt.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        key: SigningKey | None = None,  # None: nothing is signed
+        signer: str = "",  # empty: anybody, or nobody, may have signed
+    ) -> None:
+        def sign(digest: str) -> Mapping[str, str]:
+            if key is None:
+                return {}
+            return {"key": key.public, "signature": key.sign(_message(digest))}
+
+        def is_signed(digest: str, metadata: Mapping[str, str]) -> bool:
+            return not signer or is_signed_by(
+                signer, _message(digest), metadata.get("signature", "")
+            )
+
+        self._generations = Generations(folder, sign=sign, is_signed=is_signed)
 
     def save(self, state: ServerState) -> None:
         """Make the state durable.

@@ -26,7 +26,7 @@ from boli.journal import (
     whole_lines,
 )
 from boli.rounds.checkpoint import Found
-from boli.signature import fingerprint, is_signed_by
+from boli.signature import fingerprint, is_signed_by, was_sealed
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,10 @@ def _check_signature(
     )
     if head is None:
         is_anchored = found is not None and bool(found[0].journal_hash)
+        # An older version sealed nothing; but what this one has sealed is not of an older version.
+        is_new = not walked.is_old or any(map(was_sealed, (walked.run, folder.resolve().name)))
         # Before run.json there is nothing yet that would have been sealed.
-        if is_anchored or (not walked.is_old and (folder / "run.json").exists()):
+        if is_anchored or (is_new and (folder / "run.json").exists()):
             raise CorruptFileError(f"{path} is missing", f"restore it from a copy; {adopt}")
         return
     if not is_signed_by(head.key, head.message(), head.signature):

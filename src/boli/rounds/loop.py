@@ -28,6 +28,7 @@ from boli.rounds.checkpoint import CheckpointStore
 from boli.rounds.journaled import CopiesRead, round_stepped, version_judged
 from boli.rounds.refusals import Refusals
 from boli.rounds.schedule import Schedule
+from boli.rounds.suspicion import seen
 from boli.rounds.transport import (
     Arrival,
     Delivery,
@@ -82,7 +83,7 @@ class Rounds:
         self.transport.start(views, Release(state.version, state.layout, state.theta))
         state = self.strategy.begin(state)
         # Orders go out as sites join, also those that were open when a run was stopped.
-        state, _ = self.schedule.issue(state)
+        state, _ = self.schedule.issue(state, self._there(state))
         self._started = self.clock()
         self._copies = CopiesRead.of(self.journal)
         state = self._save(state)
@@ -101,8 +102,14 @@ class Rounds:
         state = self._time_links(state, deliveries)
         state, verdicts, events = self.strategy.fold(state, deliveries)
         releases = []
-        while self.strategy.ready(state):
-            num_updates, theta = len(state.folded), state.theta
+        there = self._there(state)
+        while state.version < self.schedule.total and self.strategy.ready(state, there):
+            state, judged = self.strategy.judge(state)
+            events += judged
+            num_updates = len(self.strategy.weighed(state))
+            if not num_updates:  # all of it was of a site that is suspended now
+                continue
+            theta = state.theta
             state, release, norm = self.strategy.step(state)
             seconds = self.clock() - self._started
             events.append(round_stepped(state, num_updates, norm, seconds))
@@ -112,7 +119,7 @@ class Rounds:
         state, restored = self._restore(before, state, events)
         releases += restored
         state, shrunk = self._hurry(state)
-        state, orders = self.schedule.issue(state)
+        state, orders = self.schedule.issue(state, there)
         state, reopened = self._reopen(state, joined, orders)
         for event in events:
             self._tell(event)
@@ -162,6 +169,21 @@ class Rounds:
         self._made_at = None
         return state, [Release(version, state.layout, theta)]
 
+    def _there(self, state: ServerState) -> set[str] | None:
+        """Return the sites that an asynchronous round waits for; None: all, when synchronous.
+
+        Whoever is silent over an order for longer than the patience counts as away.
+        """
+        if self.schedule.synchronous:
+            return None
+        now = self.clock()
+        return {
+            name
+            for name in self._present
+            if state.sites[name].outstanding is None
+            or now - self._sent_at.get(name, now) <= self.patience_seconds
+        }
+
     def _tell(self, event: Event) -> None:
         """Journal an event, or count it: no site fills the disk by being wrong."""
         if self._refusals.takes(self.clock(), event):
@@ -203,6 +225,7 @@ class Rounds:
             if isinstance(arrival, Malformed) and arrival.site in state.active:
                 counted = state.sites[arrival.site].rejections + 1
                 state = state.with_site(arrival.site, outstanding=None, rejections=counted)
+                state = seen(state, arrival.site, "refused")
             elif isinstance(arrival, Failed) and arrival.site in state.active:
                 reason = f"{arrival.problem}; {arrival.hint}" if arrival.hint else arrival.problem
                 state = state.with_site(arrival.site, benched=reason, outstanding=None)
@@ -239,7 +262,7 @@ class Rounds:
         """Ask a site again that could not do its work, and is back; not one that was wrong."""
         for name in joined:
             site = state.sites[name]
-            if site.benched and site.rejections < REJECTIONS_BORNE:
+            if site.benched and not site.suspended and site.rejections < REJECTIONS_BORNE:
                 state = state.with_site(name, benched="")
         return state
 
@@ -274,6 +297,8 @@ class Rounds:
             if reason:
                 state = state.with_site(name, benched=reason, outstanding=None)
                 events.append(SiteBenched(name, reason))
+        state, suspended = self.strategy.suspicion.suspend(state)
+        events += suspended
         if not state.active and state.version < self.schedule.total:
             for event in events:
                 self._tell(event)

@@ -5,10 +5,12 @@ Source: Liu et al. 2024, dynamic local updates. https://arxiv.org/abs/2401.09135
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
+from boli.rounds.shares import Shares
 from boli.rounds.update import Order, Part, ServerState, SiteProgress
 
 LINK_SHARE = 0.25  # of a round's time, above which a line is spared
@@ -25,23 +27,26 @@ class Schedule:
     every_rounds: int  # between versions whose tuning part is judged
     densities: tuple[float, float] = (0.0, 0.0)  # bounds of what the codec sends
     min_local_steps: int = 1  # of any order that trains
+    shares: Shares | None = None  # of each site; None: one update a version when synchronous
 
-    def issue(self, state: ServerState) -> tuple[ServerState, list[Order]]:
+    def issue(
+        self,
+        state: ServerState,
+        there: Collection[str] | None = None,  # sites that others may be compared to; None: all
+    ) -> tuple[ServerState, list[Order]]:
         """Give every idle site its next order; `state` is left untouched.
 
         Once the last version is made, an open training order is superseded: what
         it would bring could not be folded in any more.
         """
         orders = []
-        folded = {entry.site for entry in state.folded}
         for name in state.active:
             site = state.sites[name]
             if state.version >= self.total:
                 open_training = site.outstanding is not None and site.outstanding.local_steps > 0
                 wanted = not site.finished and (site.outstanding is None or open_training)
             else:
-                waits_for_others = self.synchronous and name in folded
-                wanted = site.outstanding is None and not waits_for_others
+                wanted = site.outstanding is None and self._may_train(state, name, there)
             if wanted:
                 order = self._order(state, name, site)
                 orders.append(order)
@@ -49,6 +54,11 @@ class Schedule:
                     name, outstanding=order, sequence=order.sequence, density=order.density
                 )
         return state, orders
+
+    def _may_train(self, state: ServerState, name: str, there: Collection[str] | None) -> bool:
+        if self.shares is not None:
+            return self.shares.may_train(state, name, there)
+        return not self.synchronous or all(entry.site != name for entry in state.folded)
 
     def shrink(self, state: ServerState, name: str) -> tuple[ServerState, Order | None]:
         """Ask a site that is late for half of what was asked; None where nothing is open."""

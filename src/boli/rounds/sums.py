@@ -26,10 +26,10 @@ def add_to(sums: Sums, entries: Entries, spans: Spans, factor: float) -> None:
         _add_all(sums, entries.values, spans, factor)
     else:
         scaled = entries.values.astype(np.float64) * (factor * GRID)
-        sums[_places(entries.positions, spans)] += np.rint(scaled).astype(np.int64)
+        sums[places(entries.positions, spans)] += np.rint(scaled).astype(np.int64)
 
 
-def _places(positions: NDArray[np.int64], spans: Spans) -> NDArray[np.int64]:
+def places(positions: NDArray[np.int64], spans: Spans) -> NDArray[np.int64]:
     """Return where entries of a view lie in the flat vector."""
     if len(spans) == 1:
         return positions + spans[0][0]

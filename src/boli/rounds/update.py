@@ -22,6 +22,7 @@ Sums = NDArray[np.int64]
 Spans = tuple[tuple[int, int], ...]  # half-open parts of the flat vector, ascending
 Part = Literal["tuning", "test"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Size = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e30)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Short = Annotated[str, Field(max_length=100)]
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -36,7 +37,7 @@ SEQUENCES_SKIPPED = 1_000_000  # far above what a site can answer between two ch
 class Message(BaseModel):
     """A header on the wire: frozen, JSON; fields of newer peers are ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
 
     def facts(self) -> dict[str, Any]:
         """Return what travels: whatever is not at its default."""
@@ -76,7 +77,9 @@ class Order(Message):
     density: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the entries to send; 0: as planned
     position: Finite = 0.0  # of the run when it starts, 0 to 1: the learning-rate schedule
     position_step: Finite = 0.0  # of the run, per local step
-    evaluate: tuple[Part, ...] = ()  # judged at base_version, before training
+    evaluate: Annotated[
+        tuple[Part, ...], Field(max_length=10)
+    ] = ()  # judged at base_version, before training
     first: bool = False  # what is judged is version 0, the base unchanged, whatever base_version
     returned: Count = 0  # the last sequence that was refused but sound, if its verdict was lost
     support: Support | None = None  # of the cohort that trains from base_version; codec public
@@ -105,11 +108,11 @@ class UpdateHeader(Message):
     local_steps: Count  # done
     tokens: Count
     loss: Finite = 0.0  # mean over the local steps, nats per token
-    train_seconds: Finite = 0.0
-    evaluate_seconds: Finite = 0.0
-    work_seconds: Finite = 0.0
-    idle_seconds: Finite = 0.0
-    residual_norm: Finite = 0.0  # of what it could not send yet
+    train_seconds: Size = 0.0
+    evaluate_seconds: Size = 0.0
+    work_seconds: Size = 0.0
+    idle_seconds: Size = 0.0
+    residual_norm: Size = 0.0  # of what it could not send yet
     judgements: Annotated[tuple[Judgement, ...], Field(max_length=100)] = ()
 
 
@@ -216,6 +219,10 @@ class SiteProgress(Message):
     density: float = 0.0  # last asked of its codec; 0: as the plan says
     rejections: int = 0  # in a row
     benched: str = ""  # why it gets no more orders
+    suspended: bool = False  # for offences: it is not taken back before it is forgiven
+    seen: tuple[str, ...] = ()  # of its last updates: the offence, or nothing
+    weight: float = 0.0  # of its last update that is in a version, before staleness; 0: none yet
+    contribution: float = 0.0  # and what that added, by entry and learning rate
 
     def change(self, **values: object) -> SiteProgress:
         """Return a copy with these values."""
@@ -232,11 +239,26 @@ class Folded(Message):
     staleness: int
     norm: float
     left: float = 0.0  # size of an entry of what the site could not send yet, as it says
+    base_version: int = 0
+    size: int = 0  # entries of the site's view
+    weight: float = 0.0  # by its tokens
+    rate: float = 0.0  # mean learning rate of its steps; 0: not known
+    reach: float = 0.0  # the norm that its steps can reach; 0: no bound
+    bound: float = 0.0  # of the norm, where it is in the partial sum already; 0: none
+    scaled: float = 1.0  # factor that brought it below, there
+
+    @property
+    def key(self) -> str:
+        """Name of its frame in `ServerState.frames`."""
+        return f"{self.site}/{self.sequence}"
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """The whole checkpoint of a coordinator: O(d), whatever the number of sites."""
+    """The whole checkpoint of a coordinator.
+
+    O(d), whatever the number of sites, and the frames of one round where they are kept.
+    """
 
     run: str
     layout: str  # digest
@@ -250,8 +272,12 @@ class ServerState:
     support: Support | None = None  # that this version's cohort shares
     partial_sum: Sums | None = None  # (d,) fixed point, of the updates in `folded`
     coverage: Mapping[str, int] = field(default_factory=dict)  # rank to weight, fixed point
-    folded: tuple[Folded, ...] = ()
-    norms: tuple[float, ...] = ()  # of the last rounds' updates
+    folded: tuple[Folded, ...] = ()  # waiting for a version
+    frames: Mapping[str, bytes] = field(default_factory=dict)  # by key, of those not in the sum
+    center: Vector | None = None  # (d,) mean of the last round, where distances to it are clipped
+    recent: tuple[tuple[str, ...], ...] = ()  # sites whose updates are in each of the last versions
+    headings: Mapping[str, Vector] = field(default_factory=dict)  # by site, sketch: `suspicion`
+    sketch_seed: int = 0  # of the sketches; 0: not drawn yet
     tokens: int = 0
     journal_seq: int = 0  # lines of the journal that this state knows of
     selection: Selection = field(default_factory=Selection)  # which version is exported
@@ -277,11 +303,14 @@ class ServerState:
         return state
 
     def welcome_back(self) -> ServerState:
-        """Return a copy in which benched sites get another chance, as when a run is resumed."""
+        """Return a copy in which benched sites get another chance, as when a run is resumed.
+
+        Not those that are suspended for what they did.
+        """
         state = self
         for name, site in self.sites.items():
-            if site.benched:
-                state = state.with_site(name, benched="", rejections=0, outstanding=None)
+            if site.benched and not site.suspended:
+                state = state.with_site(name, benched="", rejections=0, outstanding=None, seen=())
         return state
 
     @property

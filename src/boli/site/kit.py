@@ -41,6 +41,7 @@ Accept = Callable[[str, LimitError | None], bool]  # the plan in words, and what
 
 READ_BYTES = 1 << 20
 STATE = ("runs", "bases", "sent", "lock", limits.FILE, answers.FILE)  # what the folder holds
+LARGEST_KIT_BYTES = 4 << 20
 SPARE_DISK_BYTES = 1 << 30  # left free when a base is fetched
 TRIES = 3  # to fetch a file that arrives altered
 # Of these sections of a plan a site is told only what it works by.
@@ -152,6 +153,8 @@ def read_kit(data: bytes) -> Kit:
         SiteError: it is none that a site can follow.
         TransportError: the coordinator speaks another protocol.
     """
+    if len(data) > LARGEST_KIT_BYTES:
+        raise _bad_kit(f"it has {len(data)} bytes, at most {LARGEST_KIT_BYTES} are read")
     try:
         said = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -380,7 +383,7 @@ class SiteFolder:
         refusal = self.answers.refusal(kit.run, kit.digest, self.limits.digest)
         if refusal is not None:
             raise refusal
-        self._check_base(kit)
+        self._check_base(kit, plan)
         cores = available_cores()
         torch.set_num_threads(min(plan.engine.threads_per_site or cores, cores))
         work = open_work(plan, section, str(self.base_folder(kit)), kit.num_sites)
@@ -402,13 +405,20 @@ class SiteFolder:
         sent = SentBytes(self.state / "sent", self.limits.max_bytes_a_day)
         return OrderCheck(self.limits, plan, sent, refuse)
 
-    def _check_base(self, kit: Kit) -> None:
+    def _check_base(self, kit: Kit, plan: Plan) -> None:
         """Refuse a base that is not whole, is named by no digests, or is not safe to load."""
         if not kit.files:
             raise ModelError(
                 f"run {kit.run} names no files of a base by their digests",
                 "update boli at the coordinator",
                 code="model.refused",
+            )
+        whole, memory = sum(file.size for file in kit.files), _memory_bytes()
+        if plan.model.base.quantize == "none" and whole > memory:
+            raise ModelError(
+                f"the base takes {whole} bytes, and this machine has {memory} of memory",
+                "the run needs a larger machine, or a smaller base",
+                code="model.size",
             )
         lacking = self.missing(kit)
         if lacking:
@@ -438,3 +448,7 @@ class SiteFolder:
         self.limits.check_text(self.data, section.text)
         self.limits.check_base(kit.base_sha256, 0 if self.base else kit.base_bytes)
         return plan, section
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -362,9 +362,7 @@ def matches(parts: tuple[str, ...], pattern: str) -> bool:
 
 def rates(steps: LocalStepsPlan, position: float, position_step: float, num: int) -> Any:
     """Return the learning rates of an order's local steps, (num,) float64."""
-    from boli.model.local_steps import learning_rate
-
-    return np.array([learning_rate(steps, position + i * position_step) for i in range(num)])
+    return np.array([steps.rate_at(position + i * position_step) for i in range(num)])
 
 
 def tokens_behind(

@@ -16,7 +16,7 @@ from boli.corpus.sources import Split, read_split, share_of
 from boli.errors import SiteError
 from boli.evaluation.metrics import bits_per_byte, check_tokenizer
 from boli.model.adapter import adapter_layout, attach
-from boli.model.base import Base, best_device, load_base
+from boli.model.base import Base, best_device, check_length, load_base
 from boli.model.group import share_out
 from boli.model.layout import Layout, Vector
 from boli.model.local_steps import LocalSteps, OwnGradient, PackedText, token_lines
@@ -198,6 +198,7 @@ def open_work(plan: Plan, site: SitePlan, origin: str, num_sites: int = 0) -> Tr
     try:
         device = best_device() if crew is None else crew.start()
         base = site_base(plan, site, origin, device)
+        check_length(base, plan.model.local_steps)
         return TrainingWork(plan, site, base, splits, copies, crew, num_sites)
     except BaseException:
         if crew is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from boli.cli.progress import watched
@@ -11,8 +13,8 @@ from boli.journal import (
     SiteBenched,
     SiteJoined,
     SiteLeft,
-    SitesCompared,
     UpdateRejected,
+    UpdateWeighed,
     VersionRestored,
 )
 from boli.plan import Plan
@@ -31,10 +33,16 @@ def test_what_a_site_says_is_no_markup(
     assert capsys.readouterr().out.count(words) == 4
 
 
-def test_what_a_site_says_of_its_failure_is_one_line_without_control_characters() -> None:
-    said = Failing(problem="\x1b[2J\x07मूल\u200dपाठ\nnext\x9b", hint="h" * 9999)
-    assert said.problem == " [2J मूल\u200dपाठ next "
-    assert len(said.hint) == 500
+def test_nothing_of_a_sites_own_words_is_in_what_is_heard_of_its_failure() -> None:
+    said = Failing.model_validate({"problem": "\x1b[2J\x07मूलपाठ", "hint": "h" * 9999})
+    failed = said.failed("gaya")
+    assert "मूल" not in failed.problem + failed.hint
+    assert failed.problem.isprintable()
+
+
+def weighed(site: str, version: int, **values: Any) -> UpdateWeighed:
+    plain = {"weight": 1.0, "bound": 2.0, "scaled": 1.0, "offence": ""}
+    return UpdateWeighed(site=site, sequence=version, version=version, **(plain | values))
 
 
 def test_suspect_sites_are_named_when_it_begins_and_each_time_that_it_doubles(
@@ -44,9 +52,11 @@ def test_suspect_sites_are_named_when_it_begins_and_each_time_that_it_doubles(
     with watched(plan) as watch:
         assert not list(watch.suspects())
         for version in range(1, 9):
-            honest = {"norm": 1.0, "bound": 2.0, "cosine": 0.5, "offences": 0}
-            hostile = {"norm": 9.0, "bound": 2.0, "cosine": -0.98, "offences": version}
-            watch.observe(SitesCompared(version, {"arrah": honest, "gaya": hostile, "?": hostile}))
+            watch.observe(weighed("arrah", version, norm=1.0, direction=0.5))
+            for name in ("gaya", "?"):
+                watch.observe(
+                    weighed(name, version, norm=9.0, direction=-0.98, offence="direction")
+                )
         words = "8 offences, norm 9 with a bound of 2, direction −0.98"
         assert list(watch.suspects()) == [f"gaya: {words}"]
         watch.observe(SiteBenched("gaya", "too many offences"))

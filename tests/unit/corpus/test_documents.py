@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import bz2
+import copy
 import gzip
 import json
 import lzma
 import os
+import resource
+import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -357,6 +360,17 @@ def test_a_misspelt_manifest_is_refused(tmp_path: Path) -> None:
         list_files([tmp_path / "s"])
 
 
+def test_a_zip_with_a_manifest_inside_is_not_read(tmp_path: Path) -> None:
+    """What it says would not count: the zip lies in a folder that may say something else."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("diary/b.txt", LINE)
+        archive.writestr("diary/Source.toml", "")
+    (item,) = read(path)
+    assert isinstance(item, Unreadable)
+    assert "unpack it" in item.detail
+
+
 def test_a_link_in_a_zip_gives_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -388,3 +402,96 @@ def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_what_is_no_plain_file_is_told(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     assert faults(read(tmp_path)) == [(f"{tmp_path.name}/pipe.txt", "unknown kind of file")]
+
+
+# --- what small files unpack to
+
+
+def many_members(path: Path, members: int, size: int) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(members):
+            archive.writestr(f"{number:02}.txt", f"{LINE}\n".encode() + b"a" * size + b"\n")
+    return path
+
+
+def test_members_of_an_archive_share_one_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "MOST_UNPACKED_BYTES", 20 << 20)
+    items = read(many_members(tmp_path / "a.zip", 10, 5 << 20))  # each is far below the bound
+    assert len(texts(items)) == 3
+    assert [reason for _, reason in faults(items)].count("unreadable") == 7
+    assert [reason for _, reason in faults(items)].count("too long") == 3
+    monkeypatch.setattr(streams, "MOST_UNPACKED_BYTES", 60 << 20)
+    assert len(texts(read(tmp_path / "a.zip"))) == 10
+
+
+def test_members_that_share_their_bytes_share_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "MOST_UNPACKED_BYTES", 4 << 20)
+    path = many_members(tmp_path / "a.zip", 1, 1 << 20)
+    assert texts(read(path)) == [LINE, "a" * (1 << 20)]
+    with zipfile.ZipFile(path, "a") as archive:
+        (entry,) = archive.infolist()
+        for number in range(1, 9):  # nine names of one member
+            copied = copy.copy(entry)
+            copied.filename = f"{number:02}.txt"
+            archive.filelist.append(copied)
+        archive._didModify = True  # type: ignore[attr-defined]
+    items = read(path)
+    assert 2 <= len(texts(items)) <= 8  # two of a member
+    assert 5 <= len(faults(items)) == [reason for _, reason in faults(items)].count("unreadable")
+
+
+def test_directory_of_an_archive_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = many_members(tmp_path / "a.zip", 40, 10)
+    assert len(texts(read(path))) == 80
+    monkeypatch.setattr(streams, "LARGEST_DIRECTORY_BYTES", 1000)
+    (fault,) = read(path)
+    assert isinstance(fault, Unreadable)
+    assert "directory" in fault.detail
+
+
+@pytest.mark.parametrize("value", ["[]", "{}", '{"a":1}', "[1]", "1", '"ab"'])
+def test_line_of_very_many_values_is_not_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    values = ",".join([value] * 500_000)[: 3 << 20]
+    line = f'{{"text": "{LINE}", "x": [{values}]}}\n{{"text": "{LINE}"}}\n'
+    path = write(tmp_path / "a.jsonl", line.encode())
+    parsed: list[int] = []
+    loads = json.loads
+
+    def noted(text: str) -> object:
+        parsed.append(len(text))
+        return loads(text)
+
+    monkeypatch.setattr("boli.corpus.documents.json.loads", noted)
+    items = read(path)
+    assert faults(items) == [("a.jsonl#1", "too long")]
+    assert texts(items) == [LINE]
+    assert max(parsed) < 1000
+
+
+def test_parquet_page_that_unpacks_to_very_much_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [LINE] * 3}), path)
+    limit = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = []
+
+    class Batches:
+        def __next__(self) -> None:
+            limits.append(resource.getrlimit(resource.RLIMIT_DATA))
+            raise pa.ArrowMemoryError("malloc of size 629146112 failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: Batches())
+        assert faults(read(path)) == [("a.parquet", "unreadable")]
+    assert limits[0][0] != limit[0] or sys.platform != "linux"
+    assert resource.getrlimit(resource.RLIMIT_DATA) == limit
+    assert texts(read(path)) == [LINE] * 3

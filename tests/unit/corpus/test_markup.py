@@ -228,3 +228,67 @@ def test_missing_parser_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "selectolax.lexbor", None)
     with pytest.raises(CorpusError, match=r"pip install 'boli\[corpus\]'"):
         html_to_text("<p>x")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<p>" * 250_000,
+        "<br>" * 250_000,
+        "</p>" * 250_000,
+        "<!-->" * 250_000,
+        "<!-->" + "<p>" * 250_000,
+        "<svg><title>" + "<p>" * 250_000,
+        "<script>" + "<p>" * 250_000,
+    ],
+    ids=lambda page: page[:20],
+)
+def test_page_with_very_many_tags_is_refused_however_they_are_hidden(page: str) -> None:
+    with pytest.raises(CorpusError, match=r"tags, and 200000 are the most|attributes"):
+        html_to_text(page)
+
+
+MANY = " ".join(f"a{number}" for number in range(100))
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        f"<p {MANY}>",
+        f"<p {MANY.replace(' ', '/')}>",
+        f"<p {MANY.replace(' ', '=1 ')}>",
+        f"""<p {MANY.replace(" ", '="x"')}>""",
+        f"""<p x"=" {MANY}">""",
+        f'<p = "{MANY}">',
+        f"""<p a="<" {MANY}>""",
+        f"""<p a"="x>y" {MANY}>""",
+        f"""<p a=b"{MANY}">""",
+        f"<!--><p {MANY}>",
+        f"""<p a="<x>" {MANY}>""",
+        f"""<p a='<x y="z">' {MANY}>""",
+        f"""<p a="x" <b> <p c="<i>"{MANY}>""",
+    ],
+)
+def test_page_with_very_many_attributes_is_refused_however_they_are_quoted(tag: str) -> None:
+    with pytest.raises(CorpusError, match="more than 400000 attributes"):
+        html_to_text(tag * 4400)
+    html_to_text(tag * 20)
+
+
+def test_large_page_as_people_write_it_is_read() -> None:
+    row = (
+        '<tr class="even row"><td style="color: red; width: 3em" data-x=\'{"a": 1}\'>'
+        '<a href="https://example.org/a?b=c&d=e" title="a long title of some words">गया</a>'
+        "</td></tr>"
+    )
+    page = f"<table>{row * 20_000}</table><p>{'आज बाजार में बहुत भीड़ बा। ' * 1000}</p>"
+    assert len(page) > 3_000_000
+    assert "आज बाजार में" in html_to_text(page)
+
+
+def test_pictures_in_a_page_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = b'<img src="data:image/png;base64,' + b"QUJD" * 3_000_000 + b'">'
+    page = "<p>आज बाजार में बहुत भीड़ बा।</p>".encode()
+    assert html_to_text(picture + page) == "आज बाजार में बहुत भीड़ बा।"
+    with pytest.raises(CorpusError, match="bytes, and 8388608 are the most"):
+        html_to_text(b"<p>" + b"a b " * 3_000_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from boli.corpus import final
 from boli.corpus.consent import MANIFEST, TEMPLATE, Consent
 from boli.corpus.documents import Reading
 from boli.corpus.explain import explain
-from boli.corpus.pipeline import Preparation, Progress
+from boli.corpus.listing import SourceFile
+from boli.corpus.pipeline import Preparation, Progress, note
 from boli.corpus.record import content_hash, read_records, record_id, root_key
 from boli.corpus.source_state import read_consent
-from boli.corpus.survey import Request
+from boli.corpus.survey import Request, Survey
 from boli.errors import CorpusError, StorageError
 
 Lines = Callable[[str, int], list[str]]
@@ -170,6 +172,51 @@ def test_other_sources_or_settings_need_another_folder(source: Path, tmp_path: P
     (source / "new.txt").write_text("x")
     with pytest.raises(CorpusError, match="sources have changed"):
         Preparation(request(source, tmp_path / "out")).run()
+    (source / "new.txt").unlink()
+    (source / "deep").rename(source / "diary")  # as many files, as large and as old as before
+    with pytest.raises(CorpusError, match="sources have changed"):
+        Preparation(request(source, tmp_path / "out")).run()
+
+
+def test_what_sources_allow_can_be_noted_where_they_have_changed(
+    source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(CorpusError, match="no finished preparation"):
+        note(out)
+    prepared(request(source, out))
+    (source / MANIFEST).write_text('licence = "MIT"\n')
+    (source / "new.txt").write_text("x")
+    (source / "deep" / "b.txt").unlink()
+    figures, loosened = note(out)
+    found = {row["source"]: row["licence"] for row in rows(out / "records")}
+    assert {name: kind for name, kind in found.items() if "deep" in name} == {
+        "archive/deep/b.txt#2": ""
+    }
+    assert set(found.values()) == {"", "MIT"}
+    assert loosened == len(found) - 1
+    assert sum(each["records"] for each in figures["consents"]) == len(found)
+    (source / MANIFEST).write_text("x")
+    with pytest.raises(CorpusError, match=MANIFEST):
+        note(out)
+
+
+def test_a_preparation_of_an_older_boli_over_a_link_goes_on(source: Path, tmp_path: Path) -> None:
+    """It wrote down the paths of files by the link that was named."""
+    whole = prepared(request(source, tmp_path / "whole"))
+    (tmp_path / "link").symlink_to(source)
+    step = request(tmp_path / "link", tmp_path / "out", part_documents=20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("boli.corpus.parts.BATCH_DOCUMENTS", 10)
+        assert Preparation(step, should_stop=lambda: True).run() is None
+    survey = Survey.load(step.out)
+    assert survey is not None
+    by_link = [
+        SourceFile(tmp_path / "link" / file.path.relative_to(source), file.name, file.root)
+        for file in survey.files
+    ]
+    replace(survey, files=tuple(by_link)).save(step.out)
+    assert prepared(step)[0] == whole[0]
 
 
 def test_the_folder_for_records_may_lie_in_the_source(source: Path, tmp_path: Path) -> None:
@@ -243,13 +290,17 @@ def test_what_sources_allow_is_told_anew_without_cleaning_again(
     assert {row["licence"] for row in kept} == {""}
     (source / MANIFEST).write_text('licence = "MIT"\n[residency]\nlimit = "any"\n')
     seen: list[Progress] = []
-    again = Preparation(request(source, out), seen.append).run()
+    second = Preparation(request(source, out), seen.append)
+    again = second.run()
     assert seen == []
+    assert second.loosened == figures["kept"]
     assert {row["licence"] for row in rows(out / "records")} == {"MIT"}
     assert again is not None
     assert again["consents"][0]["records"] == figures["kept"]
     (source / MANIFEST).unlink()  # taken back
-    Preparation(request(source, out)).run()
+    third = Preparation(request(source, out))
+    third.run()
+    assert third.loosened == 0
     told = {(row["licence"], row["residency"]) for row in rows(out / "records")}
     assert told == {("", "premises")}
 
@@ -288,6 +339,24 @@ def test_what_comes_later_is_not_read_by_a_preparation_that_goes_on(
         assert Preparation(step, should_stop=lambda: True).run() is None
     (source / "late.txt").write_text("x")
     assert prepared(step)[0] == whole[0]
+
+
+def test_a_manifest_that_goes_while_text_is_cleaned_takes_the_consent_with_it(
+    source: Path, tmp_path: Path
+) -> None:
+    given = 'licence = "MIT"\n[residency]\nlimit = "any"\n'
+    (source / MANIFEST).write_text(given)
+    (source / "deep" / MANIFEST).write_text(given.replace("any", "premises"))
+    step = request(source, tmp_path / "out", part_documents=20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("boli.corpus.parts.BATCH_DOCUMENTS", 10)
+        assert Preparation(step, should_stop=lambda: True).run() is None
+    (source / "deep" / MANIFEST).unlink()
+    kept, _, _ = prepared(step)
+    found = {"deep" in row["source"]: (row["licence"], row["residency"]) for row in kept}
+    assert found == {True: ("", "premises"), False: ("MIT", "any")}
+    note(step.out)  # in so many words: what stands now is meant
+    assert {row["licence"] for row in rows(step.out / "records")} == {"MIT"}
 
 
 def test_a_file_that_changes_while_it_is_read_is_told(source: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 
 def prepared(root: Path) -> Survey:
     """Return a survey as it is when records have been written."""
-    survey, _ = Survey.take(Request((root,), root.parent / "out", "bho")).noted()
+    survey, _ = Survey.take(Request((root,), root.parent / "out", "bho")).noted(anew=True)
     survey.save(root.parent / "out")
     loaded = Survey.load(root.parent / "out")
     assert loaded is not None

@@ -112,3 +112,28 @@ def test_facts_are_added_up_and_read_again() -> None:
     assert facts.documents == 4
     assert facts.dropped == {"too short": 2}
     assert Facts.from_json(facts.to_json()) == facts
+
+
+GREEDY = """
+from boli.corpus import cleaning, worker
+
+clean = cleaning.Cleaner.clean
+
+def greedy(self, documents, *rest):
+    held = [bytearray(2 << 30) for document in documents if "GREED" in document.text]
+    return clean(self, documents, *rest)
+
+cleaning.Cleaner.clean = greedy
+worker.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts what a process maps")
+def test_a_document_that_takes_all_memory_is_dropped_alone(made_up_lines: Lines) -> None:
+    lines = made_up_lines("bho", 40)
+    lines[17] += " GREED"
+    workers = Workers(SETTINGS, 1, command=(sys.executable, "-c", GREEDY))
+    cleaned = list(workers.clean(batches(lines, 20)))
+    dropped = [row for each in cleaned for row in each.dropped.to_pylist()]
+    assert [row["source"] for row in dropped if row["reason"] == FAILED] == ["a.txt#17"]
+    assert len(sources(cleaned)) + len(dropped) == 40

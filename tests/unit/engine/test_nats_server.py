@@ -54,7 +54,7 @@ def no_ps(*_: object, **__: object) -> None:
     raise FileNotFoundError("ps")
 
 
-has_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
+has_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc")
 
 
 @has_proc

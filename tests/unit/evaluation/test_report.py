@@ -27,9 +27,9 @@ from boli.journal import (
     RunStarted,
     SiteBenched,
     SiteJoined,
-    SitesCompared,
     UpdateAccepted,
     UpdateRejected,
+    UpdateWeighed,
     VersionExported,
     VersionJudged,
     VersionRestored,
@@ -183,10 +183,9 @@ def restored_run(told: Story, score: float | None = 0.75) -> Story:
             told.at(8, judged(site, language, "tuning", version, value + 0.1))
             told.at(8, judged(site, language, "test", version, value))
     told.at(8, VersionRestored(3, 1, 0.6))
-    for version, (norm, cosine) in enumerate([(2.0, 0.5), (8.0, -0.9)], 1):
-        own = {"norm": 2.0, "bound": 4.0, "cosine": 0.5, "offences": 0}
-        other = {"norm": norm, "bound": 4.0, "cosine": cosine, "offences": version - 1}
-        told.at(9, SitesCompared(version, dict(zip(told.sites, (own, other), strict=True))))
+    for version, (norm, direction, offence) in enumerate([(2.0, 0.5, ""), (8.0, -0.9, "norm")], 1):
+        told.at(9, UpdateWeighed("arrah", version, version, 1.0, 2.0, 4.0, 1.0, 0.5, ""))
+        told.at(9, UpdateWeighed("gaya", version, version, 1.0, norm, 4.0, 1.0, direction, offence))
     told.at(9, SiteBenched("gaya", "its updates were held to the bound again and again"))
     told.at(9, VersionExported(3, 1, 2, score, 2, 2), RunFinished(3, 9.0, "adapter"))
     return told
@@ -266,14 +265,14 @@ def test_sites_stand_beside_each_other(story: Callable[..., Story]) -> None:
     sites = told.figures()["sites"]
     assert sites["arrah"]["comparison"] == {
         "norm_of_bound": {"mean": 0.5, "max": 0.5},
-        "cosine": {"mean": 0.5, "min": 0.5},
+        "direction": {"mean": 0.5, "min": 0.5},
         "judged_percent": pytest.approx(-30),
         "offences": 0,
         "rounds": [[1, 2.0, 4.0, 0.5, 0], [2, 2.0, 4.0, 0.5, 0]],
     }
     hostile = sites["gaya"]["comparison"]
     assert hostile["norm_of_bound"] == {"mean": 1.25, "max": 2.0}
-    assert hostile["cosine"] == {"mean": pytest.approx(-0.2), "min": -0.9}
+    assert hostile["direction"] == {"mean": pytest.approx(-0.2), "min": -0.9}
     assert hostile["offences"] == 1
     page = write_report(told.folder).read_text(encoding="utf-8")
     assert "Norm of each site's updates over the rounds" in page
@@ -286,9 +285,9 @@ def test_without_comparisons_the_updates_themselves_tell_the_norms(
     told = finished_run(story())
     told.at(7, accepted("gaya", 3, 1, norm=8.0, scaled=0.25), stepped(2, 300))
     found = told.figures()["sites"]["gaya"]["comparison"]
-    assert found["rounds"] == [[1, 1.0, None, None, 0], [2, 8.0, 2.0, None, 1]]
+    assert found["rounds"] == [[1, 1.0, None, None, 0], [2, 8.0, 2.0, None, 0]]
     assert found["norm_of_bound"]["max"] == 4.0
-    assert found["cosine"] == {"mean": None, "min": None}
+    assert found["direction"] == {"mean": None, "min": None}
 
 
 def test_resume_forgets_what_the_checkpoint_does_not_know_of_the_choice(

@@ -22,7 +22,6 @@ from boli.model.local_steps import (
     PackedText,
     _HeadLoss,
     end_token,
-    learning_rate,
     summed_loss,
     token_lines,
 )
@@ -226,7 +225,7 @@ def test_gradient_of_the_blockwise_head_is_the_one_of_autograd(
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_learning_rate_warms_up_then_falls_to_its_floor(schedule: Any) -> None:
     plan = plan_of(schedule=schedule, learning_rate=2.0, warmup=0.1, final_learning_rate=0.25)
-    rates = [learning_rate(plan, position / 1000) for position in range(1001)]
+    rates = [plan.rate_at(position / 1000) for position in range(1001)]
     assert all(0 < rate <= 2.0 for rate in rates)
     assert rates[:100] == sorted(rates[:100])
     assert rates[0] < 0.05
@@ -235,18 +234,16 @@ def test_learning_rate_warms_up_then_falls_to_its_floor(schedule: Any) -> None:
     assert rates[100:] == sorted(rates[100:], reverse=True)
     expected = {"constant": (2.0, 2.0), "linear": (1.25, 0.5), "cosine": (1.25, 0.5)}[schedule]
     assert (rates[550], rates[1000]) == pytest.approx(expected)
-    assert learning_rate(plan, 1.7) == pytest.approx(expected[1])
+    assert plan.rate_at(1.7) == pytest.approx(expected[1])
 
 
 def test_cosine_falls_slower_at_first_than_linear() -> None:
-    cosine, linear = (
-        learning_rate(plan_of(schedule=s, warmup=0), 0.2) for s in ("cosine", "linear")
-    )
+    cosine, linear = (plan_of(schedule=s, warmup=0).rate_at(0.2) for s in ("cosine", "linear"))
     assert cosine > linear
 
 
 def test_run_without_warmup_starts_at_the_full_rate() -> None:
-    assert learning_rate(plan_of(warmup=0, learning_rate=1e-3), 0.0) == pytest.approx(1e-3)
+    assert plan_of(warmup=0, learning_rate=1e-3).rate_at(0.0) == pytest.approx(1e-3)
 
 
 # --- the loop
@@ -296,7 +293,7 @@ def test_step_is_the_one_of_adamw_on_the_clipped_gradient(
         (loss / number).backward()
         parameter.grad = other.adapter.gradient.clone()
         clipped += bool(nn.utils.clip_grad_norm_([parameter], clip_norm) > clip_norm)
-        reference.param_groups[0]["lr"] = learning_rate(other.plan, 0.1 * index)
+        reference.param_groups[0]["lr"] = other.plan.rate_at(0.1 * index)
         reference.step()
     steps.run(lambda: 5, 0.0, 0.1)
     assert clipped == (5 if clip_norm < 1 else 0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from datetime import date
 from pathlib import Path
@@ -10,10 +11,12 @@ import pytest
 from pool_records import record, send
 
 import boli
+from boli.corpus.consent import Terms
 from boli.corpus.record import Record
 from boli.errors import PoolError, StorageError
+from boli.pool import egress
 from boli.pool.delta import ConflictError
-from boli.pool.egress import why_stay
+from boli.pool.egress import NOT_AS_NOTED, NOTED_BEFORE, judged, why_stay
 from boli.pool.egress_log import EgressLog, read_log
 from boli.pool.table import Pool
 
@@ -82,6 +85,59 @@ def test_every_record_is_asked_at_the_exit_itself(pool: Pool, log: EgressLog) ->
     assert sent.added == [record(n).id for n in range(0, 10, 2)]
     assert set(sent.stayed.values()) == {"no consent to training"}
     assert pool.records.to_pyarrow_table().num_rows == 5
+
+
+OPEN = Terms(("training",), None, "CC-BY-4.0", "any", "IN-BR", "now@example.org")
+
+
+@pytest.mark.parametrize(
+    ("noted", "now", "reason"),
+    [
+        ({}, OPEN, ""),
+        ({}, "its source is gone", "its source is gone"),
+        ({}, replace(OPEN, purposes=()), "no consent to training"),
+        ({}, replace(OPEN, expires=date(2026, 5, 31)), "consent has expired"),
+        ({}, replace(OPEN, licence=""), "no licence is named"),
+        ({}, replace(OPEN, licence="MIT"), NOT_AS_NOTED),
+        ({}, replace(OPEN, region="IN-UP"), NOT_AS_NOTED),
+        ({}, replace(OPEN, residency="premises"), "it may not leave the premises"),
+        ({"purposes": ()}, OPEN, f"no consent to training{NOTED_BEFORE}"),
+        ({"purposes": ()}, Terms(), "no consent to training"),
+        ({"purposes": ()}, "its source is gone", "no consent to training"),
+        ({"expires": date(2026, 5, 31)}, OPEN, f"consent has expired{NOTED_BEFORE}"),
+        ({"residency": "premises"}, OPEN, f"it may not leave the premises{NOTED_BEFORE}"),
+        ({"licence": ""}, OPEN, f"no licence is named{NOTED_BEFORE}"),
+        ({"content_hash": "0" * 64}, OPEN, "its text is not what was prepared"),
+    ],
+)
+def test_both_what_was_noted_and_what_stands_now_are_asked(
+    pool: Pool, noted: dict[str, Any], now: Terms | str, reason: str
+) -> None:
+    found, why = judged(record(1, **noted), now, pool.description, TODAY)
+    assert why == reason
+    if not reason:  # and it goes under the stricter terms, to those who ask the present contact
+        assert (found.residency, found.contact) == ("state", "now@example.org")
+
+
+def test_what_stands_now_is_asked_again_with_every_attempt(
+    pool: Pool, log: EgressLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Consent is taken back while the first attempt comes second to another writer."""
+    asked: list[int] = []
+    real = Pool.write
+
+    def terms_now(records: Sequence[Record]) -> list[Terms | str]:
+        asked.append(len(records))
+        return [OPEN if len(asked) == 1 else "taken back"] * len(records)
+
+    def second(self: Pool, *given: Any) -> int:
+        monkeypatch.setattr(Pool, "write", real)
+        raise ConflictError("another came first", "try again")
+
+    monkeypatch.setattr(Pool, "write", second)
+    sent = egress.send(pool, "arrah", [record(1)], log, terms_now)
+    assert asked == [1, 1]
+    assert (sent.added, sent.stayed) == ([], {record(1).id: "taken back"})
 
 
 def test_a_record_that_lies_blank_goes_nowhere(pool: Pool) -> None:

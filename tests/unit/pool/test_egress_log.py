@@ -155,3 +155,34 @@ def test_line_that_the_head_has_not_noted_yet_counts(log: EgressLog) -> None:
 def test_no_log_is_told(tmp_path: Path) -> None:
     with pytest.raises(PoolError, match="no egress log"):
         list(read_log(tmp_path))
+
+
+def test_nothing_is_logged_after_the_last_line_was_rewritten(log: EgressLog) -> None:
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    lines[-1]["n"] = 9
+    del lines[-1]["hash"]
+    lines[-1]["hash"] = line_hash(lines[-1])
+    log.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(PoolError, match="line 5 is not the one that head"):
+        log.append("intent")
+
+
+def test_last_line_of_any_length_is_recognized(log: EgressLog) -> None:
+    log.append("intent", records=["x" * 300_000])
+    log.append("done", of=5)
+    assert first_break(log.folder) == ""
+
+
+def test_second_key_of_the_same_name_is_found(log: EgressLog) -> None:
+    """The chain's hash is of what Python reads, which is the last of two; others may differ."""
+    data = log.path.read_bytes()
+    log.path.write_bytes(data.replace(b'"n": 2', b'"n": 7, "n": 2'))
+    assert "line 3 was altered" in first_break(log.folder)
+
+
+def test_lines_that_others_log_meanwhile_need_no_mark_yet(log: EgressLog) -> None:
+    noted = marks(log)
+    log.append("intent", pool=POOL, n=5)
+    log.append("done", pool=POOL, of=5, n=6)
+    assert first_break(log.folder, noted, POOL, upto=4) == ""
+    assert "noted no such line" in first_break(log.folder, noted, POOL)

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pool_records import prepared, record, send
 
 import boli.pool.share as sharing
+from boli.corpus.listing import MARKER
 from boli.corpus.record import Record
+from boli.corpus.source_state import UNKNOWN
 from boli.errors import CorpusError, PoolError
-from boli.pool.egress import NOTED_BEFORE
-from boli.pool.egress_log import EgressLog
+from boli.pool.egress import NOTED_BEFORE, Sent
+from boli.pool.egress_log import GENESIS, HEAD, EgressLog, first_break, line_hash
 from boli.pool.figures import figures
 from boli.pool.share import NEAR, SAME, share
 from boli.pool.table import Pool
@@ -210,6 +213,37 @@ def test_consent_that_was_taken_back_is_told(pool: Pool, log: EgressLog, tmp_pat
     assert [line["in_pool"] for line in lines] == [True, False]
 
 
+def test_sources_are_looked_up_again_with_every_batch(
+    pool: Pool, log: EgressLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "ROWS_AT_ONCE", 1)
+    folder = prepared(tmp_path / "arrah", [record(number) for number in range(4)])
+    real = sharing.send
+
+    def takes_back(*given: Any) -> Sent:
+        sent = real(*given)
+        for path in (tmp_path / "arrah-sources").glob("*/source.toml"):
+            path.write_text("")
+        return sent
+
+    monkeypatch.setattr(sharing, "send", takes_back)
+    shared = share(folder, pool, "arrah", log)
+    assert (shared.added, shared.stayed) == (1, {"no consent to training": 3})
+
+
+def test_without_sources_nothing_goes(pool: Pool, log: EgressLog, tmp_path: Path) -> None:
+    folder = prepared(tmp_path / "arrah", [record(1), record(2)])
+    (folder / MARKER).rename(folder / "aside.json")  # as in a copy of a pool, or of records alone
+    for dry_run in (True, False):
+        shared = share(folder, pool, "arrah", log, dry_run=dry_run)
+        assert (shared.added, shared.stayed) == (0, {UNKNOWN: 2})
+    (folder / "aside.json").rename(folder / MARKER)
+    (tmp_path / "arrah-sources").rename(tmp_path / "away")
+    assert share(folder, pool, "arrah", log).added == 0
+    (tmp_path / "away").rename(tmp_path / "arrah-sources")
+    assert share(folder, pool, "arrah", log).added == 2
+
+
 def test_card_follows_what_was_shared(pool: Pool, log: EgressLog, tmp_path: Path) -> None:
     share(prepared(tmp_path / "arrah", [record(1), record(2)]), pool, "arrah", log)
     assert pool.address.folder is not None
@@ -221,3 +255,35 @@ def test_what_is_no_prepared_folder_is_told(pool: Pool, log: EgressLog, tmp_path
         share(tmp_path, pool, "arrah", log)
     with pytest.raises(PoolError):
         share(tmp_path, pool, "../arrah", log)
+
+
+def rewritten(log: EgressLog) -> None:
+    """Take the first line's records out, and hash the log and its head anew."""
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    lines[0]["records"] = []
+    previous = GENESIS
+    for line in lines:
+        line["prev"] = previous
+        del line["hash"]
+        previous = line["hash"] = line_hash(line)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    log.path.write_text(text)
+    head = json.loads((log.folder / HEAD).read_text())
+    (log.folder / HEAD).write_text(json.dumps({**head, "hash": previous, "end": len(text)}))
+
+
+def test_nothing_is_shared_with_a_log_that_was_written_anew(
+    pool: Pool, log: EgressLog, tmp_path: Path
+) -> None:
+    share(prepared(tmp_path / "arrah", [record(0)]), pool, "arrah", log)
+    whole = {name: (log.folder / name).read_bytes() for name in (HEAD, log.path.name)}
+    rewritten(log)
+    assert first_break(log.folder) == ""  # the machine alone cannot tell
+    more = prepared(tmp_path / "more", [record(1)])
+    with pytest.raises(PoolError, match="line 1 is not the one that the pool has noted"):
+        share(more, pool, "arrah", log)
+    pool.refresh()
+    assert figures(pool).rows == 1
+    for name, data in whole.items():
+        (log.folder / name).write_bytes(data)
+    assert share(more, pool, "arrah", log).added == 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -8,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from boli.codec.codec import DenseCodec, encode_frame
 from boli.codec.entries import Entries
 from boli.codec.sparse import SparseCodec
 from boli.journal import Evaluated, UpdateAccepted, UpdateRejected
 from boli.model.layout import Vector
-from boli.rounds.buffer import NORMS_NEEDED, BufferedStrategy
-from boli.rounds.checkpoint import to_parts
+from boli.rounds.buffer import BufferedStrategy
+from boli.rounds.checkpoint import from_parts, to_parts
 from boli.rounds.outer import Nesterov
 from boli.rounds.schedule import Schedule
 from boli.rounds.sums import GRID, add_to
@@ -64,7 +66,7 @@ def test_order_of_arrival_never_changes_the_round(federation: Fed, ranks: dict[s
                 assert all(verdict.accepted for verdict in verdicts)
             assert strategy.ready(state)
             state, release, norm = strategy.step(state)
-            results.add((state.theta.tobytes(), release.step.tobytes(), state.norms, norm))
+            results.add((state.theta.tobytes(), release.step.tobytes(), norm))
     assert len(results) == 1
 
 
@@ -399,6 +401,10 @@ BAD: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
         "malformed",
         lambda fed: {"payload": frame_of(fed, np.ones(fed.layout.size + 1, np.float32))},
     ),
+    "tokens of more steps than were done": (
+        "tokens",
+        lambda fed: {"local_steps": 4, "tokens": 1000},  # 200 a step
+    ),
     "NaN": ("malformed", lambda fed: {"payload": nan_frame(fed)}),
     "payload of another rank": (
         "malformed",
@@ -487,20 +493,24 @@ def test_entries_are_refused_before_they_overflow_the_sum(
         assert release.step == pytest.approx(entry, rel=1e-6)
 
 
-# --- bounds on norms
+# --- bounds on norms (bounds themselves: test_bounds.py)
 
 
-def known_norms(fed: Any, number: int, norm: float = 2.0) -> ServerState:
-    state: ServerState = fed.state(norms=tuple([norm] * number))
+def known(fed: Any, norm: float = 2.0) -> ServerState:
+    """Return a state that remembers an update of that norm from every site."""
+    state: ServerState = fed.state()
+    for name in fed.ranks:
+        added = norm / fed.layout.size**0.5
+        state = state.with_site(name, weight=1.0, contribution=added)
     return state
 
 
-def test_norm_above_its_bound_is_scaled_down_to_it(federation: Fed) -> None:
-    fed = federation({"gaya": None})
-    strategy = fed.strategy(norm_multiple=10.0)
+def test_norm_above_its_bound_is_scaled_down_to_it_as_the_update_comes(federation: Fed) -> None:
+    fed = federation({"gaya": None, "patna": None})
+    strategy = fed.strategy(norm_multiple=10.0, buffer_size=1)
     direction = np.ones(fed.layout.size, np.float32) / np.float32(np.sqrt(fed.layout.size))
     for size, expected in ((19.0, 19.0), (100.0, 20.0), (5000.0, 20.0)):
-        state = known_norms(fed, NORMS_NEEDED)
+        state = known(fed)
         state, _, (event,) = fold_one(
             strategy, state, fed.delivery(state, "gaya", direction * np.float32(size))
         )
@@ -511,42 +521,23 @@ def test_norm_above_its_bound_is_scaled_down_to_it(federation: Fed) -> None:
         assert release.step == pytest.approx(direction * expected, rel=1e-5)
 
 
-def test_norms_are_not_judged_before_there_are_enough_of_them(federation: Fed) -> None:
-    fed = federation({"gaya": None})
-    state = known_norms(fed, NORMS_NEEDED - 1)
-    huge = np.full(fed.layout.size, 1000, np.float32)
-    _, _, (event,) = fold_one(fed.strategy(), state, fed.delivery(state, "gaya", huge))
-    assert event.scaled == 1
-
-
 def test_bound_comes_from_whole_rounds_and_so_not_from_the_order_of_arrival(
     federation: Fed,
 ) -> None:
     fed = federation(THREE)
-    state = known_norms(fed, NORMS_NEEDED)
     sizes = {"arrah": 0.001, "gaya": 50.0, "patna": 400.0}
     ones = np.ones(fed.layout.size, np.float32)
-    results = set()
-    for order in itertools.permutations(THREE):
-        after = state
-        strategy = fed.strategy()
-        for name in order:
-            after, _, _ = strategy.fold(after, [fed.delivery(after, name, ones * sizes[name])])
-        after, _, _ = strategy.step(after)
-        results.add((after.theta.tobytes(), after.norms))
-    assert len(results) == 1
-
-
-def test_last_norms_are_remembered_and_older_ones_forgotten(federation: Fed) -> None:
-    fed = federation({"gaya": None})
-    state, strategy = fed.state(), fed.strategy()
-    for size in range(1, 71):
-        vector = np.zeros(fed.layout.size, np.float32)
-        vector[0] = size
-        state, _, _ = strategy.fold(state, [fed.delivery(state, "gaya", vector)])
-        state, _, _ = strategy.step(state)
-        state = fed.ask(state)
-    assert state.norms == tuple(float(size) for size in range(7, 71))
+    for keeps_frames in (False, True):
+        results = set()
+        for order in itertools.permutations(THREE):
+            after = known(fed)
+            strategy = fed.strategy(keeps_frames=keeps_frames, norm_multiple=1.5)
+            for name in order:
+                after, _, _ = strategy.fold(after, [fed.delivery(after, name, ones * sizes[name])])
+            after, _, norm = strategy.step(after)
+            results.add((after.theta.tobytes(), tuple(after.sites.items()), norm))
+        assert len({theta for theta, _, _ in results}) == 1
+        assert len({norm for _, _, norm in results}) == 1
 
 
 # --- state
@@ -624,6 +615,29 @@ def test_update_of_a_benched_site_is_not_folded_in(federation: Fed) -> None:
     after, verdict, _ = fold_one(strategy, state, delivery)
     assert not verdict.accepted
     assert after.folded == ()
+
+
+@pytest.mark.parametrize("seconds", [5e-324, 1e-30, 1e30])
+def test_claimed_speed_is_a_speed_and_the_checkpoint_can_be_read(
+    federation: Fed, seconds: float
+) -> None:
+    fed = federation(THREE)
+    state, ones = fed.state(), np.ones(fed.layout.size, np.float32)
+    delivery = fed.delivery(state, "gaya", ones, train_seconds=seconds)
+    state, verdict, _ = fold_one(fed.strategy(), state, delivery)
+    assert verdict.accepted
+    assert 0 <= state.sites["gaya"].steps_per_second <= 1e6
+    arrays, facts = to_parts(state)
+    assert from_parts(arrays, json.loads(json.dumps(facts))).sites == state.sites
+
+
+@pytest.mark.parametrize(
+    "name", ["train_seconds", "evaluate_seconds", "work_seconds", "idle_seconds", "residual_norm"]
+)
+def test_less_than_no_time_and_no_residual_is_no_header(federation: Fed, name: str) -> None:
+    fed = federation(THREE)
+    with pytest.raises(ValidationError, match=name):
+        fed.delivery(fed.state(), "gaya", np.ones(fed.layout.size), **{name: -1.0})
 
 
 # --- what is told

@@ -73,7 +73,6 @@ def test_next_cohort_goes_on_where_the_walk_was_and_by_what_moved(federation: Fe
         ({"arrah": 0.0, "gaya": 0.0}, -8),  # nothing waits: finer
         ({"arrah": 0.1 * 45**0.5, "gaya": 1e30}, -4),  # one that says too much is not believed
         ({"arrah": 1e30, "gaya": 1e30}, 20),
-        ({"arrah": -5.0, "gaya": 1.0}, -8),
     ],
 )
 def test_level_follows_the_lower_median_of_what_is_left(

@@ -58,6 +58,28 @@ def test_what_an_answer_takes_besides_the_work_is_the_lines(tmp_path: Path) -> N
     journal.close()
 
 
+def test_site_that_is_gone_or_silent_for_long_is_not_waited_for(tmp_path: Path) -> None:
+    """An asynchronous round goes on without it; it says nothing of who else is there."""
+    job, now = Job(rounds={"mode": "asynchronous", "patience_seconds": 60.0}), [100.0]
+    journal = Journal(tmp_path / "journal.jsonl")
+    rounds = job.loop(None, CheckpointStore(tmp_path), journal)  # type: ignore[arg-type]
+    rounds.clock = lambda: now[0]
+    state, orders = rounds.schedule.issue(job.first_state())
+    assert rounds._there(state) == set()
+    rounds._present |= {order.site for order in orders}
+    rounds._sent_at |= {order.site: now[0] for order in orders}
+    assert rounds._there(state) == set(job.ranks)
+    now[0] += 61.0
+    assert rounds._there(state) == set()
+    rounds._sent_at["gaya"] = now[0]
+    assert rounds._there(state) == {"gaya"}
+    state = state.with_site("arrah", outstanding=None)  # it waits for us
+    assert rounds._there(state) == {"arrah", "gaya"}
+    together = Job().loop(None, CheckpointStore(tmp_path), journal)  # type: ignore[arg-type]
+    assert together._there(state) is None
+    journal.close()
+
+
 def names(count: int, first: int = 0) -> list[Copy]:
     return [
         Copy(pool="a" * 32, version=number, taken=f"{number:032x}")

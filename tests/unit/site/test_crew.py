@@ -25,7 +25,8 @@ Open = Callable[..., TrainingWork]
 STEPS = 4
 # DeepSpeed can be begun once in a process, so that one test is all there can be.
 NEEDS_DEEPSPEED = pytest.mark.skipif(
-    find_spec("deepspeed") is None, reason="needs the extra boli[zero]"
+    find_spec("deepspeed") is None,
+    reason="needs DeepSpeed, which is built against the torch that is there",
 )
 OF_DEEPSPEED = pytest.mark.filterwarnings("ignore:.*all_gather_into_tensor")
 ZERO = pytest.param("zero", marks=[NEEDS_DEEPSPEED, OF_DEEPSPEED])

@@ -264,7 +264,7 @@ def test_ordinary_plans_are_within_the_usual_limits() -> None:
         (["model.local_steps.sequence_length=8"], "min_tokens"),
         (["evaluation.max_lines=1"], "min_judged_lines"),
         (["rounds.local_steps=1000000000"], "max_local_steps"),
-        (["model.local_steps.batch_sequences=1000000"], "max_batch_tokens"),
+        (["model.local_steps.batch_sequences=60000"], "max_batch_tokens"),
         (["rounds.mode=asynchronous", "rounds.speed_aware=true"], "min_tokens"),
         (
             ["rounds.mode=asynchronous", "rounds.speed_aware=true", "rounds.local_steps=5000"],
