@@ -26,7 +26,7 @@ KITS: dict[str, tuple[list[dict[str, Any]], str]] = {  # files, and a word of th
     "a petabyte": ([entry("model.safetensors", 10**15)], "less than or equal"),
     "many shards": (
         [entry(f"model-{n:05d}-of-00290.safetensors", 1 << 30) for n in range(290)],
-        "bases may take here",
+        "max_base_bytes",
     ),
     "many files": ([entry(f"model-{n:05d}-of-09999.safetensors", 1) for n in range(9999)], "kit"),
     "path": ([entry("../../canary", 3)], "not valid"),

@@ -113,9 +113,9 @@ class _Transport(NatsTransport):
     answer: Callable[[Any], bytes | None]  # to a question; None: the honest answer
     heard: list[bytes]  # all that came from sites
 
-    def _piece(self, wanted: Any) -> bytes:
+    def _piece(self, site: str, wanted: Any) -> bytes:
         found = self.answer(wanted)
-        return super()._piece(wanted) if found is None else found
+        return super()._piece(site, wanted) if found is None else found
 
     async def _connected(self, client: Client) -> None:
         async def note(message: Msg) -> None:
@@ -188,7 +188,12 @@ class Rogue:
             data,
             "--state",
             self.folder / "state",
+            "--accept",
+            "--limits",
+            self.folder / "limits.toml",
         ]
+        # What limits stop is not the point of these attacks: a step of them is tiny.
+        (self.folder / "limits.toml").write_text("min_tokens = 1\nmin_judged_lines = 1\n")
         home = str(self.folder / "home")
         self._process = subprocess.Popen(
             [program, *map(str, words)],
