@@ -84,7 +84,8 @@ def run(root: Path, command: str, as_root: bool) -> int:
     whose = [] if as_root else [f"--userspec={USER}:{USER}"]
     path_inside = "/usr/local/bin:/usr/bin:/bin" + ":/usr/sbin:/sbin" * as_root
     inside = f"export PATH={path_inside}; cd /home/{USER}/boli && {command}"
-    lines.append("exec " + shlex.join(["chroot", *whose, str(root), "sh", "-c", inside]))
+    # Not by exec: a process that changes its user no longer ends with the one that started it.
+    lines.append(shlex.join(["chroot", *whose, str(root), "sh", "-c", inside]) + "; exit $?")
     # In its environment, not among its arguments: an address of an index may hold a password.
     variables = {name: value for name, value in os.environ.items() if PASSED_ON.match(name)}
     variables |= settings | {"HOME": f"/home/{USER}", "USER": USER, "LANG": "C.UTF-8"}
