@@ -119,6 +119,9 @@ def prepare(
         raise CorpusError(
             f"language {language!r} is no ISO 639-3 code", "three letters, such as --language bho"
         )
+    from boli.corpus.memory import count_all
+
+    count_all()  # before anything loads pyarrow
     from boli.corpus.documents import Reading
     from boli.corpus.record import without_pandas
     from boli.corpus.survey import Request
