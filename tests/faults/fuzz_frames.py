@@ -37,10 +37,10 @@ LAYOUT = "0" * 32
 FACTS = 9  # kind of a seed; other kinds are codecs, or whole frames
 LENGTHS = (0, 1, 63, 64, 65, 300, 4097)
 ENTRY_BYTES = 12  # a position and a value
-FIXED_BYTES = 1 << 14  # of what does not grow with a message
+FIXED_BYTES = (1 << 14) + 24 * entropy.AHEAD  # of what does not grow with a message
 # An entry is a gap, a level, and where positions lie far apart a skip; the decoder looks ahead.
 SYMBOLS_AN_ENTRY, FIXED_SYMBOLS = 3, 2 * entropy.AHEAD
-FIXED_CALLS = 8  # and one for each block of symbols
+FIXED_CALLS = 32  # for looking ahead ever less; and one for each block of symbols
 
 
 def agreed(length: int) -> PublicCodec:

@@ -90,7 +90,7 @@ def _reason(line: str, script: str, marked: bool, barred: bool) -> str:
         return "markup"
     if not any(map(str.isalnum, line)):
         return "too many digits or signs"
-    if script:
+    if script and len(line) >= _LETTERS_FOR_SCRIPT:  # looking takes long, where lines are many
         shape = shape_of(line)
         if shape.num_letters >= _LETTERS_FOR_SCRIPT:
             own = shape.letters.get(script, 0)
