@@ -74,6 +74,7 @@ def plan_of(base: Path, **sections: Any) -> Plan:
             },
         },
         "rounds": {"total": 5, "local_steps": 1},
+        "engine": {"threads_per_site": 1},
         "site": [{"name": "gaya", "language": "mag", "text": ["mag.txt"]}],
     }
     for name, section in sections.items():

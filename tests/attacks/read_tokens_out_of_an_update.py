@@ -61,11 +61,11 @@ def attack(folder: Path, *, fast: bool) -> Outcome:
             refused, observed = False, f"the plan {name!r} was taken"
     named, all_of_them = _read(folder, base, LENIENT, ORDERS)
     figures |= {"tokens_named_without_limits": named, "tokens_trained_on": all_of_them}
-    # What the limits do not hide, where a site allows kind "full": which tokens occur at all.
-    allowed = LENIENT.model_copy(update={"min_tokens": 4096})
-    named_of_many, distinct = _read(folder, base, allowed, 1, batch=16, steps=32)
-    figures |= {"distinct_named_of_4096_and_more": named_of_many, "distinct_there": distinct}
     if not fast:
+        # What the limits do not hide, where a site allows kind "full": which tokens occur at all.
+        allowed = LENIENT.model_copy(update={"min_tokens": 4096})
+        named_of_many, distinct = _read(folder, base, allowed, 1, batch=16, steps=32)
+        figures |= {"distinct_named_of_4096_and_more": named_of_many, "distinct_there": distinct}
         said, tokens = _real_commands(folder, base)
         refused = refused and "does not let an adapter of this kind" in said
         observed = f"the coordinator's journal: {said}"

@@ -51,7 +51,9 @@ def attack(folder: Path, *, fast: bool) -> Outcome:
     base = make_base(folder / "base")
     kit = kit_for_gaya(_plan(base), base)
     taken = []
-    for name, values in ROGUE.items():
+    names = list(ROGUE)[::2] if fast else list(ROGUE)
+    for name in names:
+        values = ROGUE[name]
         sent, refusal = _send(folder, base, kit, Limits(), name, values)
         if sent or not refusal:
             taken.append(name)
@@ -64,13 +66,13 @@ def attack(folder: Path, *, fast: bool) -> Outcome:
     # The control: without limits each of them is carried out, but the one without end.
     harmful = [
         len(_send(folder, base, kit, LENIENT, f"control-{i}", values)[0])
-        for i, values in enumerate(ROGUE.values())
+        for i, values in enumerate(ROGUE[name] for name in names)
         if values["local_steps"] < 10**6 and values.get("position", 0) >= 0
     ]
     without, _ = _send(folder, base, kit, LENIENT, "control-cut", {"local_steps": STEPS}, cut)
     control = f"{sum(harmful)} of {len(harmful)} were answered without limits, cut to 1 step too"
     seen = all(harmful) and without[0].local_steps == 1
-    observed = f"{len(ROGUE)} orders refused before any work; cut to 1 step, {steps} were taken"
+    observed = f"{len(names)} orders refused before any work; cut to 1 step, {steps} were taken"
     if not fast:
         reason, up_bytes = _over_nats(folder, base, kit)
         if "more local steps than the site allows" not in reason or up_bytes:
