@@ -9,7 +9,7 @@ time. In the asynchronous arms a hostile site is eight times faster than the oth
     flip        the update times -1: as long as an honest one, the other way
     flip9       the update times -9
     flip100     the update times -100
-    late100     honest for a third of the rounds, then the update times -100
+    late100     honest for a third of the rounds, then the update times -100 (5 sites only)
     constant    the same direction in every round, three times as long as an honest update
     noise       trains on text whose letters are shuffled
     backdoor    trains on a trigger phrase that is followed by a payload, and sends the update
@@ -58,6 +58,8 @@ MODES = ("synchronous", "asynchronous")
 CODECS = ("dense", "sparse")
 ATTACKS = ("clean", "flip", "flip9", "flip100", "late100", "constant", "noise", "backdoor")
 AGAINST_ROBUST = ("clean", "flip", "constant", "backdoor")
+LINES = 600  # of a site
+TEST_LINES = 120  # of a site; during a run fewer lines of the tuning part are judged
 ROBUST = ("trimmed_mean", "median", "centered_clipping")
 TRIGGER, PAYLOAD = "नगर निगम के सूचना ह कि", "सब लोग अपन पइसा एही खाता में भेज दीं"
 MICRO = {
@@ -105,13 +107,14 @@ class Arm:
 
 def arms(seeds: int) -> Iterator[Arm]:
     """Return all runs, the first seed of every arm first."""
-    for seed in range(seeds):
-        for size, mode, codec in product(SIZES, MODES, CODECS):
-            defences = ["defended", "none"]
-            if codec == "dense" and mode == "synchronous":
-                defences += ROBUST
+    kinds = list(product(SIZES, MODES, CODECS))
+    for seed, defences in product(range(seeds), (("defended", "none"), ROBUST)):
+        for size, mode, codec in kinds:
+            if defences is ROBUST and (mode, codec) != ("synchronous", "dense"):
+                continue
             for attack, defence in product(ATTACKS, defences):
-                if defence not in ROBUST or attack in AGAINST_ROBUST:
+                wanted = attack in AGAINST_ROBUST if defence in ROBUST else True
+                if wanted and not (attack == "late100" and size == 10):
                     yield Arm(size, mode, codec, attack, defence, seed)
 
 
@@ -128,7 +131,7 @@ def write_text(data: Path, folder: Path, size: int) -> list[dict[str, Any]]:
     for turn in range(size - 1):
         code = ("bho", "mag", "hne")[turn % 3]
         lines = (seed / f"seed.{code}").read_text("utf-8").splitlines()
-        kept = list(zip(lines, urls, strict=True))[turn // 3 :: parts][:1500]
+        kept = list(zip(lines, urls, strict=True))[turn // 3 :: parts][:LINES]
         text, held = folder / f"{turn}.{code}", folder / f"{turn}.url"
         text.write_text("\n".join(line for line, _ in kept) + "\n", "utf-8")
         held.write_text("\n".join(url for _, url in kept) + "\n", "utf-8")
@@ -136,7 +139,7 @@ def write_text(data: Path, folder: Path, size: int) -> list[dict[str, Any]]:
         sections.append({"name": f"site-{turn}", "language": code, "text": [source]})
     turn = size - 1
     text = folder / f"{turn}.xnr"
-    text.write_text("\n".join(row.split("\t")[0] for row in kangri[:1500]) + "\n", "utf-8")
+    text.write_text("\n".join(row.split("\t")[0] for row in kangri[:LINES]) + "\n", "utf-8")
     sections.append({"name": f"site-{turn}", "language": "xnr", "text": [{"path": str(text)}]})
     return sections
 
@@ -185,12 +188,12 @@ def plan_of(arm: Arm, data: Path, folder: Path) -> Any:
         },
         "rounds": {
             "mode": arm.mode,
-            "total": 40 if asynchronous else 24,
+            "total": 22 if asynchronous else 14,
             "local_steps": 12 if arm.size == 5 else 8,
             "outer": {"name": "nesterov", "learning_rate": 0.7, "momentum": 0.5},
             "seed": arm.seed,
         },
-        "evaluation": {"every_rounds": 10 if asynchronous else 6, "max_lines": 24},
+        "evaluation": {"every_rounds": 5 if asynchronous else 4, "max_lines": 16},
         "site": sections,
     }
     if arm.codec == "sparse":
@@ -331,6 +334,7 @@ def run(arm: Arm, data: Path) -> dict[str, Any]:
 def judge(work: Any, theta: np.ndarray | None) -> float:
     """Return bits per byte of a site's test part."""
     work.adapter.load(work.first if theta is None else theta)
+    work._max_lines = TEST_LINES
     judged = [work._judge(language, "test") for language in work._splits]
     return sum(each.bits for each in judged) / sum(each.bytes for each in judged)
 

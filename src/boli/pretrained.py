@@ -89,9 +89,26 @@ def load_config(origin: str) -> Any:
     _no_hub_kernels()
     from transformers import AutoConfig
 
+    return _load_from(AutoConfig, origin)
+
+
+def load_tokenizer(origin: str) -> Any:
+    """Load the tokenizer of a model, from a folder or by its id at a hub.
+
+    Raises:
+        ModelError: its folder asks for code of its own, or has pickled weights.
+        Exception: whatever transformers raises; its errors have no common kind.
+    """
+    _no_hub_kernels()
+    from transformers import AutoTokenizer
+
+    return _load_from(AutoTokenizer, origin)
+
+
+def _load_from(kind: Any, origin: str) -> Any:
     if Path(origin).is_dir():
-        return load_part(AutoConfig, origin)
-    return AutoConfig.from_pretrained(origin, trust_remote_code=False)
+        return load_part(kind, origin)
+    return kind.from_pretrained(origin, trust_remote_code=False)
 
 
 def folder_of(origin: str) -> Path:

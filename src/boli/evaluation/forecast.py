@@ -21,7 +21,7 @@ from boli.errors import ModelError
 from boli.model.layout import Layout
 from boli.plan import AdapterPlan, LocalStepsPlan, Plan, SitePlan, available_cores
 from boli.plan_rounds import OneWayPlan
-from boli.pretrained import load_config
+from boli.pretrained import load_config, load_tokenizer
 
 MESSAGE_BYTES = 150  # of facts around a payload: 130 up, 170 down, measured
 PROCESS_BYTES = 450_000_000  # Python, torch and transformers before any model
@@ -296,15 +296,13 @@ def _lost(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> list[str]:
     Raises:
         ModelError: it is too much, or the tokenizer cannot be loaded.
     """
-    import transformers
-
     from boli.evaluation.metrics import check_tokenizer
 
     origin = plan.model.base.path
     if origin is None:  # ours works on bytes
         return []
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(origin, trust_remote_code=False)
+        tokenizer = load_tokenizer(origin)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(
             f"cannot load the tokenizer of {origin}: {type(error).__name__}",
