@@ -318,12 +318,12 @@ def run(arm: Arm, data: Path) -> dict[str, Any]:
         transport.close()
         journal.close()
         events = [entry.event for entry in read_journal(folder / "journal.jsonl")]
-        honest = [works[name] for name in sorted(works) if name not in arm.hostile]
-        before, after = ([judge(work, theta) for work in honest] for theta in (None, state.theta))
+        # Text that a hostile site spoiled is no text to judge by.
+        judged = [name for name in sorted(works) if name not in arm.hostile]
         found = {
-            "before": statistics.mean(before),
-            "after": statistics.mean(after),
-            "payload": payload_bits(honest[0], state.theta),
+            "before": {name: judge(works[name], None) for name in judged},
+            "after": {name: judge(works[name], state.theta) for name in judged},
+            "payload": payload_bits(works[judged[-1]], state.theta),
             "version": state.version,
             "refused": sum(isinstance(event, UpdateRejected) for event in events),
             "suspended": {name: site.benched for name, site in state.sites.items() if site.benched},
@@ -359,6 +359,11 @@ def payload_bits(work: Any, theta: np.ndarray) -> float:
 # What came of it
 
 
+def percent(bits: Mapping[str, float], others: Mapping[str, float]) -> float:
+    """Return by how much the mean over the sites of `bits` is above that of the same sites."""
+    return 100 * (sum(bits.values()) / sum(others[name] for name in bits) - 1)
+
+
 def summarise(runs: Mapping[str, Mapping[str, Any]], seeds: int) -> list[dict[str, Any]]:
     """Return a row for each kind of run: the medians over seeds, against the clean control."""
     rows = []
@@ -371,8 +376,8 @@ def summarise(runs: Mapping[str, Mapping[str, Any]], seeds: int) -> list[dict[st
                 found.append((runs[key], runs[clean]))
         if not found:
             continue
-        worse = [100 * (run["after"] / clean["after"] - 1) for run, clean in found]
-        against_base = [100 * (run["after"] / run["before"] - 1) for run, _ in found]
+        worse = [percent(run["after"], clean["after"]) for run, clean in found]
+        against_base = [percent(run["after"], run["before"]) for run, _ in found]
         rows.append(
             {
                 "sites": arm.size,

@@ -32,13 +32,15 @@ LONGEST_STEM = 200  # characters of a name, so that the temporary file's is not 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
     """Say what the operating system refused, and what to do about it."""
+    code = ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        code = "storage.full"
         hint = "free some space there and resume the run; what was written before is whole"
     elif error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         hint = "choose a folder that you may write to"
     else:
         hint = "check the disk"
-    return StorageError(f"cannot write {path}: {error.strerror or error}", hint)
+    return StorageError(f"cannot write {path}: {error.strerror or error}", hint, code)
 
 
 def sync_folder(folder: Path) -> None:

@@ -47,6 +47,7 @@ PUBLIC_WORDS: Mapping[str, tuple[str, str]] = {
     "layout": ("the site does not train the parameters that the coordinator has", OWN_LOG),
     "codec": ("the site cannot read what it was sent", OWN_LOG),
     "storage": ("the site cannot write its state", OWN_LOG),
+    "storage.full": ("No space left on device at the site", "free some space there"),
     "storage.corrupt": ("a file of the site's state is damaged", OWN_LOG),
     "transport": ("the site cannot exchange messages", OWN_LOG),
     "site": ("the site cannot do its work", OWN_LOG),
