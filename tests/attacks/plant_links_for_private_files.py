@@ -30,7 +30,7 @@ PRECIOUS = b"a file of the victim's"
 def attack(folder: Path, *, fast: bool) -> Outcome:
     before = os.umask(0)
     try:
-        return _attack(folder, rounds=60 if fast else 3000, with_join=not fast)
+        return _attack(folder, rounds=60 if fast else 1000, with_join=not fast)
     finally:
         os.umask(before)
 
