@@ -77,7 +77,7 @@ def _planting(place: Path, name: str, victim: Path) -> Iterator[list[int]]:
 
     def plant() -> None:
         while not over.is_set():
-            for target in (name, f".{name}.tmp", f".{name}.{planted[0]:016x}.tmp"):
+            for target in (name, f".{name}.tmp", f".{name}.{planted[0] % 99:016x}.tmp"):
                 with contextlib.suppress(OSError):
                     (place / "new").symlink_to(victim)
                     (place / "new").replace(place / target)
