@@ -30,7 +30,7 @@ PRECIOUS = b"a file of the victim's"
 def attack(folder: Path, *, fast: bool) -> Outcome:
     before = os.umask(0)
     try:
-        return _attack(folder, rounds=60 if fast else 3000, with_join=not fast)
+        return _attack(folder, rounds=60 if fast else 1000, with_join=not fast)
     finally:
         os.umask(before)
 
@@ -77,7 +77,7 @@ def _planting(place: Path, name: str, victim: Path) -> Iterator[list[int]]:
 
     def plant() -> None:
         while not over.is_set():
-            for target in (name, f".{name}.tmp", f".{name}.{planted[0]:016x}.tmp"):
+            for target in (name, f".{name}.tmp", f".{name}.{planted[0] % 99:016x}.tmp"):
                 with contextlib.suppress(OSError):
                     (place / "new").symlink_to(victim)
                     (place / "new").replace(place / target)

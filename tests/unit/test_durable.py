@@ -193,7 +193,11 @@ def test_thread_that_plants_links_all_the_time_changes_no_other_file(tmp_path: P
     def plant() -> None:
         nonlocal num_planted
         while not over.is_set():
-            for name in (path.name, f".{path.name}.tmp", f".{path.name}.{num_planted:016x}.tmp"):
+            for name in (
+                path.name,
+                f".{path.name}.tmp",
+                f".{path.name}.{num_planted % 99:016x}.tmp",
+            ):
                 with contextlib.suppress(OSError):
                     (path.parent / "new").symlink_to(victim)
                     (path.parent / "new").replace(path.parent / name)
