@@ -74,7 +74,7 @@ MICRO = {
     "batch_sequences": 8,
 }
 
-# The control: no bounds, no share cap, nobody suspended.
+# The control: no bounds, no share cap, nobody suspended; the last version is exported.
 UNDEFENDED = {
     "step_multiple": math.inf,
     "norm_multiple": math.inf,
@@ -200,6 +200,7 @@ def plan_of(arm: Arm, data: Path, folder: Path) -> Any:
         tables["codec"] = {"name": "sparse", "density": 1 / 8, "downlink": {"name": "dense"}}
     if arm.defence == "none":
         tables["rounds"] |= UNDEFENDED
+        tables["evaluation"]["every_rounds"] = tables["rounds"]["total"]  # no earlier one is kept
     elif arm.defence != "defended":
         tables["rounds"]["robust"] = arm.defence
     return plan_from_tables(tables)

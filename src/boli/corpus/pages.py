@@ -42,8 +42,8 @@ _FEW_TAGS = 1000  # can do no harm
 # The parser takes 500 bytes for a tag and 250 for an attribute, whatever they say: 200 MB.
 _MOST_TAGS, _MOST_ATTRIBUTES = 200_000, 400_000
 _ATTRIBUTE = r"\s++[^\s<>\"'/=]++(?:\s*+=\s*+(?:\"[^\"<]*+\"|'[^'<]*+'|[^\s<>\"'=`]++))?+"
-# A tag as it should be, behind its <. Of any other it cannot be told where the parser ends it.
-_SOUND_TAG = re.compile(rf"/?+[a-z][^\s<>\"'/=]*+((?:{_ATTRIBUTE})*+)\s*+/?+>", re.I)
+# A tag as it should be. Of any other it cannot be told where the parser ends it.
+_SOUND_TAG = re.compile(rf"</?+[a-z][^\s<>\"'/=]*+((?:{_ATTRIBUTE})*+)\s*+/?+>", re.I)
 _ATTRIBUTES, _WORDS = re.compile(_ATTRIBUTE), re.compile(r"[^\s\"'>/=]+")
 _TAG = re.compile(
     r"<!--(?:-?>|.*?(?:--!?>|\Z))|<(script|style|textarea|title|xmp|iframe)\b.*?(?:</\1\b|\Z)"
@@ -173,7 +173,7 @@ def _check_attributes(text: str) -> None:
     while end:
         begin, end = end, text.find("<", end) + 1
         last = end - 1 if end else len(text)
-        tag = _SOUND_TAG.match(text, begin, last) if is_sure else None
+        tag = _SOUND_TAG.match(text, begin - 1, last) if is_sure else None
         if tag is None:
             number += sum(1 for _ in _WORDS.finditer(text, begin, last))
             quoted = text.find('"', begin, last) >= 0 or text.find("'", begin, last) >= 0
