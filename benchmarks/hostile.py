@@ -16,6 +16,8 @@ time. In the asynchronous arms a hostile site is eight times faster than the oth
                 times the number of sites (model replacement, Bagdasaryan et al. 2018,
                 https://arxiv.org/abs/1807.00459)
 
+    quiet       the same, and sends the update as it is: within every bound
+
 A hostile site also judges: it says of every version that it is better than the one before.
 
     defended    the defaults of a plan
@@ -56,7 +58,17 @@ HERE = Path(__file__).parent
 SIZES = (5, 10)
 MODES = ("synchronous", "asynchronous")
 CODECS = ("dense", "sparse")
-ATTACKS = ("clean", "flip", "flip9", "flip100", "late100", "constant", "noise", "backdoor")
+ATTACKS = (
+    "clean",
+    "flip",
+    "flip9",
+    "flip100",
+    "late100",
+    "constant",
+    "noise",
+    "backdoor",
+    "quiet",
+)
 AGAINST_ROBUST = ("clean", "flip", "constant", "backdoor")
 LINES = 600  # of a site
 TEST_LINES = 120  # of a site; during a run fewer lines of the tuning part are judged
@@ -154,7 +166,7 @@ def spoil(arm: Arm, sections: Sequence[dict[str, Any]]) -> None:
         lines = path.read_text("utf-8").splitlines()
         if arm.attack == "noise":
             lines = ["".join(draw.sample(line, len(line))) for line in lines]
-        elif arm.attack == "backdoor":
+        elif arm.attack in ("backdoor", "quiet"):
             # Each line another one, or repeats of a line would be left out.
             lines = [
                 f"{' '.join(line.split()[:3])} {TRIGGER} {PAYLOAD}" if number % 2 else line
@@ -406,7 +418,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows as Markdown: a line for each attack."""
     text = [
         "Bits per byte of the honest sites' test text, in percent against the clean run without "
-        "defences, and in brackets against the base.\n",
+        "defences, and in brackets against the base. Of backdoors also the bits of the payload "
+        "after the trigger, against the clean run: far below zero, the backdoor is in.\n",
     ]
     for size, mode, codec in product(SIZES, MODES, CODECS):
         own = [
@@ -429,6 +442,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                     ""
                     if row is None
                     else f"{row['against_clean_percent']:+.1f} ({row['against_base_percent']:+.0f})"
+                    + (
+                        f", payload {row['payload_against_clean_percent']:+.0f}"
+                        if attack in ("backdoor", "quiet")
+                        else ""
+                    )
                 )
             text.append("| " + " | ".join(line) + " |")
     return "\n".join(text) + "\n"

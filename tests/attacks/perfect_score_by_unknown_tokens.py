@@ -96,7 +96,9 @@ def base_with(tokenizer: Any, folder: Path) -> Path:
     base = folder / "base"
     model.save_pretrained(base)
     fast.save_pretrained(base)
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted = get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    )
     adapted.peft_config["default"].base_model_name_or_path = str(base)
     adapted.save_pretrained(folder / "adapter")
     return folder
