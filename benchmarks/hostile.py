@@ -1,15 +1,15 @@
 """What hostile sites do to the model, with and without the defences of the coordinator.
 
-A fifth of 5 and of 10 sites is hostile. The sites hold parts of NLLB-Seed in Bhojpuri, Magahi and
-Chhattisgarhi, and the Kangri corpus; the base is a micro-LLM pre-trained on Hindi. The
-coordinator's own loop and real nodes run over the scripted engine, in one process, on simulated
-time. In the asynchronous arms a hostile site is eight times faster than the others.
+A fifth of 5 and of 10 sites is hostile, and one of 3. The sites hold parts of NLLB-Seed in
+Bhojpuri, Magahi and Chhattisgarhi, and the Kangri corpus; the base is a micro-LLM pre-trained on
+Hindi. The coordinator's own loop and real nodes run over the scripted engine, in one process, on
+simulated time. In the asynchronous arms a hostile site is eight times faster than the others.
 
     clean       every site is honest
     flip        the update times -1: as long as an honest one, the other way
     flip9       the update times -9
     flip100     the update times -100
-    late100     honest for a third of the rounds, then the update times -100 (5 sites only)
+    late100     honest for a third of the rounds, then the update times -100 (not of 10 sites)
     constant    the same direction in every round, three times as long as an honest update
     noise       trains on text whose letters are shuffled
     backdoor    trains on a trigger phrase that is followed by a payload, and sends the update
@@ -55,9 +55,13 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-SIZES = (5, 10)
 MODES = ("synchronous", "asynchronous")
 CODECS = ("dense", "sparse")
+KINDS = [
+    *product((3,), MODES, ("dense",)),
+    *product((5,), MODES, CODECS),
+    *product((10,), MODES, CODECS),
+]
 ATTACKS = (
     "clean",
     "flip",
@@ -113,16 +117,15 @@ class Arm:
     @property
     def hostile(self) -> frozenset[str]:
         """Names of the hostile sites: a fifth."""
-        count = 0 if self.attack == "clean" else self.size // 5
+        count = 0 if self.attack == "clean" else max(1, self.size // 5)
         return frozenset(f"site-{number}" for number in range(count))
 
 
 def arms(seeds: int) -> Iterator[Arm]:
     """Return all runs, the first seed of every arm first."""
-    kinds = list(product(SIZES, MODES, CODECS))
     for seed, defences in product(range(seeds), (("defended", "none"), ROBUST)):
-        for size, mode, codec in kinds:
-            if defences is ROBUST and (mode, codec) != ("synchronous", "dense"):
+        for size, mode, codec in KINDS:
+            if defences is ROBUST and (size < 5 or (mode, codec) != ("synchronous", "dense")):
                 continue
             for attack, defence in product(ATTACKS, defences):
                 wanted = attack in AGAINST_ROBUST if defence in ROBUST else True
@@ -201,7 +204,7 @@ def plan_of(arm: Arm, data: Path, folder: Path) -> Any:
         "rounds": {
             "mode": arm.mode,
             "total": 22 if asynchronous else 14,
-            "local_steps": 12 if arm.size == 5 else 8,
+            "local_steps": 12 if arm.size < 10 else 8,
             "outer": {"name": "nesterov", "learning_rate": 0.7, "momentum": 0.5},
             "seed": arm.seed,
         },
@@ -421,7 +424,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "defences, and in brackets against the base. Of backdoors also the bits of the payload "
         "after the trigger, against the clean run: far below zero, the backdoor is in.\n",
     ]
-    for size, mode, codec in product(SIZES, MODES, CODECS):
+    for size, mode, codec in KINDS:
         own = [
             row for row in rows if (row["sites"], row["mode"], row["codec"]) == (size, mode, codec)
         ]
@@ -459,9 +462,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    kinds = list(product(SIZES, MODES, CODECS))
-    figure, axes = pyplot.subplots(2, 4, figsize=(15, 7), sharey=True, layout="constrained")
-    for axis, (size, mode, codec) in zip(axes.flat, kinds, strict=True):
+    figure, axes = pyplot.subplots(2, 5, figsize=(18, 7), sharey=True, layout="constrained")
+    for axis, (size, mode, codec) in zip(axes.flat, KINDS, strict=True):
         for offset, defence, color in ((-0.2, "none", "#c0392b"), (0.2, "defended", "#2471a3")):
             own = {
                 row["attack"]: row["against_clean_percent"]
