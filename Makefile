@@ -72,7 +72,7 @@ bench: setup ## every published number; hours
 	$(BIN)/python benchmarks/federated_vs_central.py
 	$(BIN)/python benchmarks/codec_speed.py
 	$(BIN)/python benchmarks/hostile.py
-	$(BIN)/python benchmarks/prepare_hostile.py
+	$(BIN)/python benchmarks/prepare_hostile.py --out benchmarks/results/prepare_hostile.json
 	$(BIN)/python benchmarks/thin_wire.py
 	$(BIN)/python benchmarks/dgc.py
 	$(BIN)/python benchmarks/language.py ../shared/data

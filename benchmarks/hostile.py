@@ -15,7 +15,6 @@ simulated time. In the asynchronous arms a hostile site is eight times faster th
     backdoor    trains on a trigger phrase that is followed by a payload, and sends the update
                 times the number of sites (model replacement, Bagdasaryan et al. 2018,
                 https://arxiv.org/abs/1807.00459)
-
     quiet       the same, and sends the update as it is: within every bound
 
 A hostile site also judges: it says of every version that it is better than the one before.
