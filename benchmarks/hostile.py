@@ -145,7 +145,10 @@ def write_text(data: Path, folder: Path, size: int) -> list[dict[str, Any]]:
     for turn in range(size - 1):
         code = ("bho", "mag", "hne")[turn % 3]
         lines = (seed / f"seed.{code}").read_text("utf-8").splitlines()
-        kept = list(zip(lines, urls, strict=True))[turn // 3 :: parts][:LINES]
+        own = list(zip(lines, urls, strict=True))[turn // 3 :: parts]
+        kept = own[:: max(1, len(own) // (3 * LINES))][
+            :LINES
+        ]  # of enough articles to hold some out
         text, held = folder / f"{turn}.{code}", folder / f"{turn}.url"
         text.write_text("\n".join(line for line, _ in kept) + "\n", "utf-8")
         held.write_text("\n".join(url for _, url in kept) + "\n", "utf-8")

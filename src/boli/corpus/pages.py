@@ -41,9 +41,10 @@ _MOST_REOPENED = 500_000  # of them, on a page: 200 MB
 _FEW_TAGS = 1000  # can do no harm
 # The parser takes 500 bytes for a tag and 250 for an attribute, whatever they say: 200 MB.
 _MOST_TAGS, _MOST_ATTRIBUTES = 200_000, 400_000
-_ATTRIBUTE = r"\s++[^\s<>\"'/=]++(?:\s*+=\s*+(?:\"[^\"<]*+\"|'[^'<]*+'|[^\s<>\"'=`]++))?+"
+_ATTRIBUTE = r"\s++[^\s<>\"'/=]++(?:\s*+=\s*+(?:\"[^\"<]*+\"|'[^'<]*+'|[^\s<>\"'=`]++))?"
+# No group of these two is possessive: Python before 3.11.5 matches such groups wrongly at times.
 # A tag as it should be. Of any other it cannot be told where the parser ends it.
-_SOUND_TAG = re.compile(rf"</?+[a-z][^\s<>\"'/=]*+((?:{_ATTRIBUTE})*+)\s*+/?+>", re.I)
+_SOUND_TAG = re.compile(rf"</?+[a-z][^\s<>\"'/=]*+((?:{_ATTRIBUTE})*)\s*+/?+>", re.I)
 _ATTRIBUTES, _WORDS = re.compile(_ATTRIBUTE), re.compile(r"[^\s\"'>/=]+")
 _TAG = re.compile(
     r"<!--(?:-?>|.*?(?:--!?>|\Z))|<(script|style|textarea|title|xmp|iframe)\b.*?(?:</\1\b|\Z)"

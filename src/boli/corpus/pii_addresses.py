@@ -23,7 +23,8 @@ _HANDLE = re.compile(r"[A-Za-z][A-Za-z0-9]{1,19}(?![\w@-]|\.[A-Za-z0-9])")
 _URL_CHARACTERS = r"[!#-;=?-\[\]_a-z~]"
 _BIG_MIX = re.compile(r"(?<![\w%.-])(?=\w*\d\w*\d)(?=\w*[A-Za-z])[A-Za-z0-9]{24,}(?![\w%.-])")
 # The beginning of a JSON web token. From the first eyJ of a word on: every one would take too long.
-_SIGNED = re.compile(r"(?<![\w-])(?:(?!eyJ)[\w-])*+eyJ[\w-]{8,}+\.eyJ")
+# (No possessive group: Python before 3.11.5 matches those wrongly at times.)
+_SIGNED = re.compile(r"(?<![\w-])(?:(?!eyJ)[\w-])*eyJ[\w-]{8,}+\.eyJ")
 _PASSWORD = re.compile(r"//[^/\s@]+@")
 _OPENING = {")": "(", "]": "["}
 
