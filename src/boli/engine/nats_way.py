@@ -155,7 +155,9 @@ async def abandon(client: Client, clients: set[Client]) -> None:
     transport = client._transport
     writer = getattr(transport, "_io_writer", None)
     if writer is not None:
-        writer.transport.abort()
+        # In Python before 3.11.5 a TLS transport that is closed already says so by this error.
+        with contextlib.suppress(AttributeError):
+            writer.transport.abort()
     elif isinstance(transport, _OpenTransport):
         transport.opened.close()
     await asyncio.shield(asyncio.ensure_future(_close(client, clients)))
