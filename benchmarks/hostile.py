@@ -481,7 +481,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.set_yscale("symlog", linthresh=5)
         axis.set_title(f"{size} sites, {mode}, {codec}", fontsize=10)
         axis.set_xticks(range(len(ATTACKS)), ATTACKS, rotation=60, fontsize=8)
-    axes[0, 0].legend(fontsize=8)
+    axes[0, 2].legend(fontsize=8)
     figure.supylabel("bits per byte against the clean run, %  (dashed: the goal of 10 %)")
     figure.savefig(path)
 

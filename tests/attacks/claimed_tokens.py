@@ -57,11 +57,14 @@ def attack(folder: Path, *, fast: bool) -> Outcome:
     asked = max(one.local_steps for one in arms["closed"].accepted(LIAR))
     share, unbounded = weight_of(arms["closed"]), weight_of(arms["open"])
     # 1.5 times the weight in 1.5 times its equal share of the updates.
-    bounded = share <= 1.5 * 1.5 / 5 + 0.02 and heaviest <= 1.5 * 1.01
+    # Honest sites are asked for more than 4 steps, too, where they are faster than the median.
+    honest = [site for site in arms["closed"].trial.sites if site != LIAR]
+    heavy = max(one.weight for site in honest for one in arms["closed"].weighed(site))
+    bounded = share <= 1.5 * 1.5 / 5 + 0.02 and heaviest <= 1.5 * 1.01 * heavy
     return Outcome(
         refused=bool(refused and bounded and np.isfinite(arms["closed"].after)),
         observed=f"tokens without steps are refused; asked for {asked} steps instead of 4, its "
-        f"updates weigh {heaviest:.2f}, {100 * share:.0f} % in all",
+        f"updates weigh {heaviest:.2f} (an honest one {heavy:.2f}), {100 * share:.0f} % in all",
         control=f"where a plan allows it: {100 * unbounded:.0f} % of the weight"
         if unbounded > share + 0.2
         else "",
