@@ -44,6 +44,10 @@ PUBLIC_WORDS: Mapping[str, tuple[str, str]] = {
         "transformers has built in; " + OWN_LOG,
     ),
     "model.size": ("the base model is larger than the site allows", OWN_LOG),
+    "model.loses": (
+        "the tokenizer of the base loses too much of the site's text",
+        "choose a base whose tokenizer works on bytes, or falls back to them",
+    ),
     "layout": ("the site does not train the parameters that the coordinator has", OWN_LOG),
     "codec": ("the site cannot read what it was sent", OWN_LOG),
     "storage": ("the site cannot write its state", OWN_LOG),

@@ -104,6 +104,7 @@ def check_tokenizer(tokenizer: Any, lines: Sequence[str], whose: str) -> float:
             f"not give these bytes back; at most {MOST_LOST:.0%} may be lost",
             "choose a base whose tokenizer works on bytes, or falls back to them, and neither "
             "changes case nor normalizes",
+            code="model.loses",
         )
     return share
 
