@@ -7,10 +7,12 @@ flower_quadratic.py DATA STATE RUN SITE.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import itertools
 import json
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -64,6 +66,7 @@ class FlowerLyingLink(LyingLink):
 def main(arguments: Sequence[str]) -> int:
     """Serve as one site's node until told to stop."""
     data, state, run, site = arguments
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # into node.log: see `stacks`
     job = Job(**json.loads((Path(data) / run / "job.json").read_text()))
     home = Path(state) / "runs" / run
     (home / "pid").write_text(str(os.getpid()))
@@ -182,6 +185,15 @@ def wait_until_gone(pids: Sequence[int], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while any(map(is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def stacks(run_folder: Path, pid: int) -> str:
+    """Return the node's log, after it wrote into it where each of its threads stands."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGUSR1)
+    time.sleep(1.0)
+    log = run_folder / "node.log"
+    return f"{log}:\n{log.read_text(errors='replace')[-5000:]}" if log.exists() else "no log"
 
 
 if __name__ == "__main__":

@@ -28,7 +28,14 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 from federation import Federation, settings_of
-from flower_quadratic import LoopbackPost, RemotePost, is_alive, leave_job, wait_until_gone
+from flower_quadratic import (
+    LoopbackPost,
+    RemotePost,
+    is_alive,
+    leave_job,
+    stacks,
+    wait_until_gone,
+)
 from over_nats import OverNats
 from quadratic import (
     LAYOUT,
@@ -237,7 +244,12 @@ class OverPost:
     def num_alive(self) -> int:
         if self.transport is not None and self.transport._closed.is_set():
             wait_until_gone(self._pids(), 60.0)  # what has answered is not gone in that moment
-        return sum(map(is_alive, self._pids()))
+        alive = [pid for pid in self._pids() if is_alive(pid)]
+        if alive and self.home is not None:  # a test will fail by it: say what the node does
+            for file in self.home.glob(f"*/runs/{self.run}/pid"):
+                if int(file.read_text() or 0) in alive:
+                    print(stacks(file.parent, int(file.read_text())))  # noqa: T201
+        return len(alive)
 
     def end(self) -> None:
         """Remove what was on the disk."""
