@@ -422,9 +422,10 @@ def summarise(runs: Mapping[str, Mapping[str, Any]], seeds: int) -> list[dict[st
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows as Markdown: a line for each attack."""
     text = [
-        "Bits per byte of the honest sites' test text, in percent against the clean run without "
-        "defences, and in brackets against the base. Of backdoors also the bits of the payload "
-        "after the trigger, against the clean run: far below zero, the backdoor is in.\n",
+        "Bits per byte of the honest sites' test text, in percent against the clean run of the "
+        "same seed without defences, and in brackets against the base; the median over seeds, and "
+        "where there are several, the best and the worst of n. Of backdoors also the bits of the "
+        "payload after the trigger, against the clean run: far below zero, the backdoor is in.\n",
     ]
     for size, mode, codec in KINDS:
         own = [
@@ -447,6 +448,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                     ""
                     if row is None
                     else f"{row['against_clean_percent']:+.1f} ({row['against_base_percent']:+.0f})"
+                    + spread(row)
                     + (
                         f", payload {row['payload_against_clean_percent']:+.0f}"
                         if attack in ("backdoor", "quiet")
@@ -455,6 +457,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 )
             text.append("| " + " | ".join(line) + " |")
     return "\n".join(text) + "\n"
+
+
+def spread(row: Mapping[str, Any]) -> str:
+    """Return the best and the worst of several seeds."""
+    if row["seeds"] < 2:
+        return ""
+    return " [{:+.1f}, {:+.1f}; n = {}]".format(*row["range"], row["seeds"])
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
