@@ -1,7 +1,7 @@
 """Run every attack in its full form, and write what came of it to benchmarks/results/attacks.json.
 
     python tests/attacks/run.py            # all of them
-    python tests/attacks/run.py NAME ...   # some; nothing is written
+    python tests/attacks/run.py NAME ...   # some; the others' rows stay as they are
 
 Exit code 1: an attack succeeded, or ended with an error.
 """
@@ -33,6 +33,7 @@ def run(name: str) -> dict[str, Any]:
         except Exception as error:
             traceback.print_exc()
             row = {"refused": False, "observed": f"{type(error).__name__}: {error}", "control": ""}
+    row["observed"] = row["observed"].replace(f"{folder}/", "")
     title = (module.__doc__ or "").partition("\n")[0]
     seconds = round(time.monotonic() - started, 1)
     return {"attack": name, "what": title, "promise": module.PROMISE, **row, "seconds": seconds}
@@ -47,8 +48,10 @@ def main(wanted: list[str]) -> int:
         print(f"{verdict} {name}: {row['observed']}  [control: {row['control']}]", flush=True)
     failed = [row["attack"] for row in rows if not (row["refused"] and row["control"])]
     print(f"{len(rows) - len(failed)} of {len(rows)} attacks refused", *failed)
-    if not wanted:
-        RESULT.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    kept = json.loads(RESULT.read_text(encoding="utf-8")) if wanted and RESULT.exists() else []
+    made = {row["attack"]: row for row in (*kept, *rows)}
+    rows = [made[name] for name in names() if name in made]
+    RESULT.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 1 if failed else 0
 
 
