@@ -363,6 +363,12 @@ def _load(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     return arrays, facts
 
 
+def counted_lines(lines: Sequence[str]) -> Sequence[str]:
+    """Return the lines whose symbols are counted: all, or of a very long text some along it."""
+    size = sum(map(len, lines)) + 2 * len(lines)
+    return lines[:: max(1, -(-size // MOST_SYMBOLS))]
+
+
 END, UNKNOWN = 0, 1  # a line's end, from which its first character is predicted; any other one
 
 
@@ -386,9 +392,7 @@ class CharacterNGram:
             CorpusError: there are no lines.
             ModelError: the order is none that can be counted.
         """
-        size = sum(map(len, lines)) + 2 * len(lines)
-        lines = lines[:: max(1, -(-size // MOST_SYMBOLS))]
-        points = [_points(line) for line in lines]
+        points = [_points(line) for line in counted_lines(lines)]
         alphabet = np.unique(np.concatenate([np.zeros(0, np.int64), *points]))
         rows = [_framed(alphabet, line) for line in points]
         return cls(alphabet, NGram.train(rows, order, alphabet.size + 2))
