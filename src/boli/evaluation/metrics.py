@@ -66,14 +66,36 @@ class LineBits:
         return Bits(float(self.bits.sum()), int(self.bytes.sum()), int(self.lost_bytes.sum()))
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What a model says of lines, token by token: bits under it, alone or with an expert."""
+
+    rows: list[list[int]]  # tokens of each line, with what it begins and ends with
+    logs: Floats  # (n,) of every token but the first of each row, one row behind the other
+    bytes: Integers  # (lines,) UTF-8, with one for the end
+    lost_bytes: Integers  # (lines,)
+
+    def line_bits(self, expert: Expert | None = None) -> LineBits:
+        """Return the bits of each line.
+
+        Raises:
+            ModelError: the expert is of another vocabulary.
+        """
+        logs = self.logs if expert is None else expert.mix(self.rows, self.logs)
+        starts = np.cumsum([0, *(len(row) - 1 for row in self.rows[:-1])])
+        nats = np.add.reduceat(-logs, starts) if self.rows else np.zeros(0)
+        bits = nats / math.log(2) + BITS_A_BYTE * self.lost_bytes
+        return LineBits(bits, self.bytes, self.lost_bytes)
+
+
 def bits_per_byte(
     model: Any,
     tokenizer: Any,
     lines: Sequence[str],
-    max_length: int,
+    max_length: int,  # tokens
     expert: Expert | None = None,
 ) -> Bits:
-    """Score lines as `line_bits` does, and add them up.
+    """Score lines as `score_lines` does, and add them up.
 
     Raises:
         DivergedError: the model gives no finite probabilities.
@@ -89,6 +111,16 @@ def line_bits(
     max_length: int,  # tokens
     expert: Expert | None = None,
 ) -> LineBits:
+    """Return the bits of each line under a model, or under it and an n-gram expert together.
+
+    Raises:
+        DivergedError: the model gives no finite probabilities.
+        ModelError: the tokenizer has tokens that the model has not.
+    """
+    return score_lines(model, tokenizer, lines, max_length).line_bits(expert)
+
+
+def score_lines(model: Any, tokenizer: Any, lines: Sequence[str], max_length: int) -> Scored:
     """Score each line by itself, from the end token to the next end token.
 
     A line longer than the model can read is cut into windows that overlap by
@@ -101,21 +133,16 @@ def line_bits(
     tokens = _tokens(tokenizer, lines)
     rows = _framed(tokenizer, tokens)
     logs = _token_logs(model, tokenizer, rows, max_length)
-    if expert is not None:
-        logs = expert.mix(rows, logs)
     lost = np.array(lost_bytes(tokenizer, lines, tokens), np.int64)
-    starts = np.cumsum([0, *(len(row) - 1 for row in rows[:-1])])
-    bits = np.add.reduceat(-logs / math.log(2), starts) if rows else np.zeros(0)
     sizes = np.array([len(line.encode()) + 1 for line in lines], np.int64)
-    return LineBits(bits + BITS_A_BYTE * lost, sizes, lost)
+    return Scored(rows, logs, sizes, lost)
 
 
 def fit_expert(
     model: Any,
     tokenizer: Any,
     train: Sequence[str],  # that the n-grams are counted in
-    tuning: Sequence[str],  # that their weights are fitted on; neither is ever judged
-    max_length: int,  # tokens
+    tuning: Scored,  # by this model, that their weights are fitted on: neither is ever judged
 ) -> Expert:
     """Return an n-gram expert of the training lines, with the weights that this model needs.
 
@@ -123,14 +150,12 @@ def fit_expert(
 
     Raises:
         CorpusError: there are no training lines.
-        DivergedError: the model gives no finite probabilities.
         ModelError: the tokenizer has tokens that the model has not.
     """
     counted = _framed(tokenizer, _tokens(tokenizer, counted_lines(train)))
     num_symbols = _num_embeddings(model) or len(tokenizer)
     ngrams = NGram.train(counted, TOKEN_ORDER, num_symbols)
-    rows = _framed(tokenizer, _tokens(tokenizer, tuning))
-    return Expert.fit(ngrams, rows, _token_logs(model, tokenizer, rows, max_length))
+    return Expert.fit(ngrams, tuning.rows, tuning.logs)
 
 
 def _framed(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[list[int]]:

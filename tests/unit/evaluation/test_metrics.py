@@ -22,6 +22,7 @@ from boli.evaluation.metrics import (
     check_tokenizer,
     fit_expert,
     line_bits,
+    score_lines,
 )
 from boli.model.base import micro_model
 from boli.plan import MicroPlan
@@ -264,7 +265,8 @@ def test_lines_add_up_and_are_scored_by_themselves(base: Any, made_up_lines: Lin
 def test_expert_lowers_the_bits_of_text_like_its_own(base: Any, made_up_lines: Lines) -> None:
     lines = made_up_lines("bho", 400)
     train, tuning, test = lines[:300], lines[300:350], lines[350:]
-    expert = fit_expert(base.model, base.tokenizer, train, tuning, 64)
+    scored = score_lines(base.model, base.tokenizer, tuning, 64)
+    expert = fit_expert(base.model, base.tokenizer, train, scored)
     alone = line_bits(base.model, base.tokenizer, test, 64)
     mixed = line_bits(base.model, base.tokenizer, test, 64, expert)
     assert mixed.total.bits < alone.total.bits
@@ -274,7 +276,8 @@ def test_expert_lowers_the_bits_of_text_like_its_own(base: Any, made_up_lines: L
 
 def test_mixture_sums_to_one_over_the_whole_vocabulary(base: Any, made_up_lines: Lines) -> None:
     lines = made_up_lines("mag", 120)
-    expert = fit_expert(base.model, base.tokenizer, lines[:100], lines[100:], 64)
+    scored = score_lines(base.model, base.tokenizer, lines[100:], 64)
+    expert = fit_expert(base.model, base.tokenizer, lines[:100], scored)
     end = base.tokenizer.eos_token_id
     row = [end, *base.tokenizer(lines[0], add_special_tokens=False)["input_ids"], end]
     with torch.no_grad():
