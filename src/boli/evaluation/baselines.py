@@ -20,8 +20,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from boli.corpus.sources import judged_lines, read_split
 from boli.errors import CorpusError
 from boli.model.ngram import CHARACTER_ORDER, CharacterNGram
+from boli.plan import Plan, SitePlan
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -47,6 +49,22 @@ class Baseline:
         """Bits per byte of all lines together; smaller is better. None: it is missing."""
         num_bytes = int(self.bytes.sum())
         return float(self.bits.sum()) / num_bytes if num_bytes else None
+
+
+def site_baselines(plan: Plan, site: SitePlan) -> dict[str, dict[str, list[Baseline]]]:
+    """Return the rows by language and part, on the lines of a site that a run would judge.
+
+    Raises:
+        CorpusError: the text is missing, empty or too short.
+    """
+    most = plan.evaluation.max_lines
+    return {
+        language: {
+            part: baselines(split.train, judged_lines(split.part(part), most))
+            for part in ("tuning", "test")
+        }
+        for language, split in read_split(plan, site.text, site.language).items()
+    }
 
 
 def baselines(train: Sequence[str], lines: Sequence[str]) -> list[Baseline]:

@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,7 +36,7 @@ MOST_DIFFERENT = 1 << 24  # symbols
 CHARACTER_ORDER = 6
 TOKEN_ORDER = 4
 DISCOUNTS = (0.7, 1.05, 1.4)  # of counts 1, 2, and 3 or more, where they cannot be estimated
-MOST_SYMBOLS = 1 << 24  # that are counted; of a longer text, lines evenly along it
+MOST_SYMBOLS = 1 << 23  # that are counted, in about 1 GB; of a longer text, lines evenly along it
 AT_ONCE = 1 << 18  # symbols that are scored together
 LARGEST_FILE_BYTES = 256 << 20
 LARGEST_KEY = 1 << 62
@@ -140,18 +141,20 @@ class NGram:
         _check(symbols, order, num_symbols)
         if not (places > 0).any():
             raise CorpusError("there is no text to count n-grams in", "give lines of text")
-        grams = list(_grams(symbols, places, order, num_symbols))
         levels, num_contexts = [], 1
-        for length, (keys, first, rows) in enumerate(grams, 1):
-            if length == order:
+        begun = np.where(places > 0, places, -1)
+        grams = chain(_grams(symbols, places, order, num_symbols), [None])
+        for length, (gram, longer) in enumerate(pairwise(grams), 1):
+            assert gram is not None
+            keys, _, rows = gram
+            if longer is None:
                 counted = rows[(rows >= 0) & (places > 0)]
             else:
                 # Once for each symbol that stands before it; where none can, as often as it is.
-                longer_first, here = grams[length][1], (places == length - 1) & (places > 0)
-                counted = np.concatenate([rows[longer_first], rows[here]])
+                counted = np.concatenate([rows[longer[1]], rows[begun == length - 1]])
             counts = np.bincount(counted, minlength=keys.size).astype(np.int64)
             levels.append(_Level.of(keys, counts, num_symbols, num_contexts))
-            num_contexts = first.size
+            num_contexts = keys.size
         return cls(num_symbols, tuple(levels))
 
     def score(
@@ -293,7 +296,7 @@ def _check(symbols: Integers, order: int, num_symbols: int) -> None:
 
 def _grams(
     symbols: Integers, places: Integers, order: int, num_symbols: int
-) -> Iterator[tuple[Integers, Integers, Integers]]:
+) -> Iterator[tuple[Integers, Integers, NDArray[np.int32]]]:
     """Yield for each length the keys, where each stands first, and each position's row or −1."""
     where, contexts = np.arange(symbols.size), np.zeros(symbols.size, np.int64)
     for length in range(1, order + 1):
@@ -304,11 +307,11 @@ def _grams(
                 "lower the order, or count less text",
             )
         keys, first, there = np.unique(keys, return_index=True, return_inverse=True)
-        rows = np.full(symbols.size, -1, np.int64)
+        rows = np.full(symbols.size, -1, np.int32)
         rows[where] = there
         yield keys, where[first], rows
         where = np.flatnonzero((rows[:-1] >= 0) & (places[1:] >= length)) + 1
-        contexts = rows[where - 1]
+        contexts = rows[where - 1].astype(np.int64)
 
 
 def _portions(sequences: Symbols) -> Iterator[list[ArrayLike]]:
@@ -530,6 +533,41 @@ class Expert:
         weight = self.weights[matched]
         mixed: Floats = weight * found + (1 - weight) * model
         return mixed
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of all counts and weights."""
+        return tensors_digest({"weights": self.weights}, self.ngrams.digest)
+
+    def save(self, path: Path) -> None:
+        """Write counts and weights for their owner's eyes alone: they are text.
+
+        Raises:
+            ModelError: there are more than are ever read again.
+            StorageError: the disk is full or refuses.
+        """
+        arrays = {**self.ngrams._arrays(), "weights": self.weights}
+        _save(path, arrays, self.ngrams._facts())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read an expert; a file that is larger than any of ours is not looked into.
+
+        Raises:
+            CorruptFileError: it is missing, torn, altered, too large or of another format.
+        """
+        arrays, facts = _load(path)
+        ngrams, weights = NGram._of(path, arrays, facts), arrays.get("weights")
+        sound = (
+            weights is not None
+            and weights.dtype == np.float64
+            and weights.shape == (ngrams.order,)
+            and bool(((weights > 0) & (weights < 1)).all())
+        )
+        if not sound:
+            raise CorruptFileError(f"{path} has no weights for its counts", WHAT)
+        assert weights is not None
+        return cls(ngrams, weights)
 
 
 def _weight(ratio: Floats, prior: float, prior_tokens: float) -> float:

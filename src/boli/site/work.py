@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from boli.corpus.sources import Split, read_split, share_of
+from boli.corpus.sources import Split, judged_lines, read_split, share_of
 from boli.errors import DivergedError, SiteError
 from boli.evaluation.baselines import six_gram
 from boli.evaluation.metrics import (
@@ -141,7 +141,7 @@ class TrainingWork:
 
     def _lines(self, language: str, part: Part) -> list[str]:
         """Return the lines that are judged."""
-        return sorted(self._splits[language].part(part), key=share_of)[: self._max_lines]
+        return judged_lines(self._splits[language].part(part), self._max_lines)
 
     def _score(self, language: str, part: Part) -> Scored | None:
         base, lines = self._base, self._lines(language, part)

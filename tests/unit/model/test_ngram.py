@@ -233,6 +233,21 @@ def test_mixture_is_a_distribution(seed: int, context: list[int]) -> None:
         assert math.exp(last) == pytest.approx(mixed[token])
 
 
+def test_expert_comes_back_from_a_file_of_its_owner(tmp_path: Path) -> None:
+    mixed_by, tuning, model = expert()
+    path = tmp_path / "expert.safetensors"
+    mixed_by.save(path)
+    assert path.stat().st_mode & 0o077 == 0
+    back = Expert.load(path)
+    assert back.digest == mixed_by.digest
+    assert back.mix(tuning, model).tolist() == mixed_by.mix(tuning, model).tolist()
+    arrays, facts = read_tensors(path)
+    for weights in (arrays["weights"][1:], arrays["weights"] * np.nan, arrays["weights"] + 1):
+        write_tensors(path, arrays | {"weights": weights}, facts)
+        with pytest.raises(CorruptFileError, match="weights"):
+            Expert.load(path)
+
+
 def test_mixture_is_never_nan() -> None:
     mixed_by, tuning, model = expert()
     assert np.isfinite(mixed_by.mix(tuning, np.full_like(model, -np.inf))).all()
