@@ -71,7 +71,7 @@ def show_verification(told: Verification) -> None:
 def _languages(figures: dict[str, Any]) -> Table:
     table = Table(box=None)
     table.add_column("language")
-    for name in ("before", "after", "change", "6-gram", "against it", "with n-grams"):
+    for name in ("before", "after", "change", "6-gram", "to it", "+ n-grams"):
         table.add_column(name, justify="right")
     for code, language in figures["languages"].items():
         if language["role"] == "site":
