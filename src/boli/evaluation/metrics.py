@@ -31,6 +31,7 @@ TOKENS_AT_ONCE = 4096
 LONGEST_WINDOW = 2048  # tokens; logits of a longer one may not fit into memory
 MOST_LOST = 0.01  # of a site's bytes, that the tokens of its base may not give back
 LINES_LOOKED_AT = 2000  # of a text, to find out
+LINES_AT_ONCE = 1000  # that are made tokens together, where all are counted
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,10 @@ def fit_expert(
         CorpusError: there are no training lines.
         ModelError: the tokenizer has tokens that the model has not.
     """
-    counted = _framed(tokenizer, _tokens(tokenizer, counted_lines(train)))
+    lines, counted = counted_lines(train), list[NDArray[np.int32]]()
+    for start in range(0, len(lines), LINES_AT_ONCE):  # as lists all would take 10 times as much
+        rows = _framed(tokenizer, _tokens(tokenizer, lines[start : start + LINES_AT_ONCE]))
+        counted += [np.array(row, np.int32) for row in rows]
     num_symbols = _num_embeddings(model) or len(tokenizer)
     ngrams = NGram.train(counted, TOKEN_ORDER, num_symbols)
     return Expert.fit(ngrams, tuning.rows, tuning.logs)

@@ -173,7 +173,7 @@ class TrainingWork:
             start = 0
             for part, some in zip(parts, lines, strict=True):
                 here = slice(start, start := start + len(some))
-                bits, num_bytes = float(row.bits[here].sum()), int(row.bytes[here].sum())
+                bits, num_bytes = _rounded(row.bits[here].sum()), int(row.bytes[here].sum())
                 told.append(Judgement(language=language, part=part, bits=bits, bytes=num_bytes))
         return tuple(told)
 
@@ -193,9 +193,8 @@ class TrainingWork:
                 continue
             expert = fit_expert(base.model, base.tokenizer, split.train, tuning)
             found = test.line_bits(expert).total
-            told.append(
-                Judgement(language=language, part="test", bits=found.bits, bytes=found.bytes)
-            )
+            bits = _rounded(found.bits)
+            told.append(Judgement(language=language, part="test", bits=bits, bytes=found.bytes))
         return tuple(told)
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -210,6 +209,11 @@ class TrainingWork:
         """End the site's further processes; they would hold their GPUs until this one ends."""
         if self._crew is not None:
             self._crew.close()
+
+
+def _rounded(bits: float) -> float:
+    """Return a sum of bits as it is told: finer figures say more of the counts than of the text."""
+    return max(1.0, float(round(bits)))
 
 
 def copies_of(plan: Plan, site: SitePlan) -> tuple[Copy, ...]:

@@ -77,7 +77,7 @@ def test_ngrams_are_told_of_once_with_the_base_and_mixed_with_the_last_version(
     for judged, one in zip(done.judgements, done.six_gram, strict=True):
         assert (judged.language, judged.part, judged.bytes) == (one.language, one.part, one.bytes)
         lines = sorted(split.part(one.part), key=share_of)[: plan.evaluation.max_lines]
-        assert one.bits == pytest.approx(six_gram(split.train, lines).bits.sum())
+        assert one.bits == round(six_gram(split.train, lines).bits.sum())
     assert perform(work, order).six_gram == done.six_gram
     assert perform(work, training).six_gram == perform(work, training).mixed == ()
     done = perform(work, last)
