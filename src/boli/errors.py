@@ -76,6 +76,10 @@ PUBLIC_WORDS: Mapping[str, tuple[str, str]] = {
         "fewer lines would be judged together than the site allows",
         "raise evaluation.max_lines or the percentages of corpus.held_out",
     ),
+    "limits.tell-ngram": (
+        "the site does not tell what n-grams of its text need",
+        "set evaluation.ngram = false",
+    ),
     "limits.max-local-steps": (
         "an order asks for more local steps than the site allows",
         "lower rounds.local_steps",

@@ -152,6 +152,29 @@ class Evaluated(Event):
 
 
 @dataclass(frozen=True)
+class SixGramEvaluated(Event):
+    """Bits per byte of a part of held-out text under a 6-gram of its site's training lines."""
+
+    site: str
+    language: str
+    part: str  # tuning or test
+    bits: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class MixedEvaluated(Event):
+    """Bits per byte of a part of held-out text under a version and n-grams of its site's text."""
+
+    site: str
+    language: str
+    part: str  # test
+    version: int
+    bits: float
+    bytes: int
+
+
+@dataclass(frozen=True)
 class RoundStepped(Event):
     version: int  # after the step
     num_updates: int

@@ -170,6 +170,7 @@ class EnginePlan(Section):
 class EvaluationPlan(Section):
     every_rounds: int = Field(5, ge=1)
     max_lines: int = Field(400, ge=1)  # per language and part; the first in hash order
+    ngram: bool = True  # sites tell what n-grams of their text need for the same lines
 
 
 class SitePlan(Section):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from boli.corpus.sources import Split, read_split, share_of
+from boli.corpus.sources import Split, judged_lines, read_split
 from boli.durable import write_file
 from boli.errors import RunError
 from boli.journal import Evaluated, Event, Journal, RunStarted
@@ -172,7 +172,7 @@ def judge_base(plan: Plan, base: Any) -> dict[str, float]:
     if not section.text:
         return {}
     lines = read_split(plan, section.text, section.language)[section.language].test
-    lines = sorted(lines, key=share_of)[: plan.evaluation.max_lines]
+    lines = judged_lines(lines, plan.evaluation.max_lines)
     found = bits_per_byte(base.model, base.tokenizer, lines, base.max_length)
     return {"bits": found.bits, "bytes": found.bytes}
 

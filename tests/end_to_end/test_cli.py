@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from boli.cli.main import app
@@ -83,6 +84,8 @@ def test_run_leaves_every_file_and_improves_every_language(finished: Path) -> No
     for code in ("bho", "mag"):
         language = report["languages"][code]
         assert language["after"]["test"] < language["before"]["test"]
+        assert language["six_gram"]["test"] > 0
+        assert 0 < language["mixed"] < language["after"]["test"]
     assert report["languages"]["hin"]["role"] == "base"
     assert (finished / "report.html").stat().st_size > 10_000
     assert (finished / "adapter" / "adapter_model.safetensors").exists()
@@ -95,6 +98,9 @@ def test_adapter_that_is_no_better_than_the_base_is_not_a_success(
     done = boli("train", plan_file, *ruined, "--runs", tmp_path)
     assert done.returncode == 3, done.stderr
     assert "Warning: it is no better than the base" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert "On tuning text: The model loses to a 6-gram of each site's own text by" in said
+    assert said.count("The model loses to a 6-gram") == 2  # as it goes, and at the end
     (adapter,) = tmp_path.glob("*/adapter")
     assert "> **Warning: it is no better than the base" in (adapter / "README.md").read_text()
     exported = json.loads((adapter.parent / "report.json").read_text())["exported"]
@@ -121,6 +127,9 @@ def test_no_text_of_a_site_is_in_journal_or_report(finished: Path, plan_file: Pa
     for name in [*told, *logs]:
         content = (finished / name).read_text(encoding="utf-8")
         assert not [line for line in (*lines, *escaped) if line in content]
+    for path in finished.rglob("*.safetensors"):  # counts of n-grams are text
+        names = load_file(path)
+        assert not [name for name in names if name.startswith(("keys.", "counts."))]
 
 
 def test_plain_peft_loads_the_adapter(finished: Path) -> None:

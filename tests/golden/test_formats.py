@@ -28,6 +28,7 @@ from boli.journal import (
     Evaluated,
     Event,
     Journal,
+    MixedEvaluated,
     OrderSent,
     RoundStepped,
     RunFailed,
@@ -39,6 +40,7 @@ from boli.journal import (
     SiteForgiven,
     SiteJoined,
     SiteLeft,
+    SixGramEvaluated,
     UpdateAccepted,
     UpdateRejected,
     UpdateWeighed,
@@ -67,7 +69,12 @@ CODECS: dict[str, Codec] = {
     "public8": PublicCodec(value_bits=8).on(SUPPORT, MOVED, ((0, 300),), 300),
 }
 FRAMES = {name: [f"frame-v1-{name}.bin"] for name in CODECS}
-JOURNALS = ["journal-v1.jsonl", "journal-v1-copies.jsonl", "journal-v2.jsonl"]
+JOURNALS = [
+    "journal-v1.jsonl",
+    "journal-v1-copies.jsonl",
+    "journal-v2.jsonl",
+    "journal-v2-ngram.jsonl",
+]
 ADDED: dict[str, set[type[Event]]] = {  # kinds that the journal of that name was the first to have
     "journal-v1-copies.jsonl": {CopyRead},
     "journal-v2.jsonl": {
@@ -77,6 +84,7 @@ ADDED: dict[str, set[type[Event]]] = {  # kinds that the journal of that name wa
         VersionJudged,
         VersionRestored,
     },
+    "journal-v2-ngram.jsonl": {SixGramEvaluated, MixedEvaluated},
 }
 CHECKPOINTS = [
     "checkpoint-v1.safetensors",
@@ -101,6 +109,7 @@ EVENTS: list[Event] = [
     CopyRead("gaya", "a1" * 16, 7, "b2" * 16, 4000, "c3" * 32),
     OrderSent("first-1-gaya-1", "gaya", 0, 20, 0, 1234),
     Evaluated("gaya", "mag", "tuning", 0, 812.5, 400),
+    SixGramEvaluated("gaya", "mag", "tuning", 412.25, 400),
     UpdateAccepted(
         order="first-1-gaya-1",
         site="gaya",
@@ -124,6 +133,7 @@ EVENTS: list[Event] = [
     VersionJudged(1, {"gaya": 0.75}, 0.75, True),
     VersionRestored(2, 1, 0.5),
     VersionExported(2, 1, 20, None, 0, 1),
+    MixedEvaluated("gaya", "mag", "test", 2, 350.5, 390),
     SiteLeft("gaya", "signal 9"),
     UpdateWeighed("gaya", 1, 1, 1.0, 0.1, 0.05, 0.5, -0.25, "direction"),
     SiteBenched("gaya", "3 updates in a row were refused"),

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from boli.evaluation.card import against_six_gram
 from boli.evaluation.units import signed, size
 from boli.journal import (
     AttemptsRefused,
@@ -26,6 +27,7 @@ from boli.journal import (
     SiteBenched,
     SiteJoined,
     SiteLeft,
+    SixGramEvaluated,
     UpdateAccepted,
     UpdateRejected,
     UpdateWeighed,
@@ -60,6 +62,9 @@ class Watch:
         self.task = self.bar.add_task("reading the plan", total=None, figure="")
         self.rounds_total = 0
         self._said = ""
+        self._six_gram: dict[tuple[str, str], tuple[float, int]] = {}  # bits, bytes of tuning text
+        self._judged: dict[tuple[str, str], tuple[float, int]] = {}  # by site and language
+        self._loses: bool | None = None  # what was said last
 
     def __rich__(self) -> Group:
         suspects = [Text(line, style="red") for line in self.suspects()]
@@ -75,6 +80,7 @@ class Watch:
             "tokens/s",
             "loss",
             "judged",
+            "to 6-gram",
             "version",
             "stale",
             "up",
@@ -89,6 +95,7 @@ class Watch:
                 f"{site['rate']:,.0f}" if site["rate"] else "–",
                 f"{site['loss']:.3f}" if site["loss"] else "–",
                 site["judged"],
+                site["to_six_gram"],
                 str(site["version"]),
                 str(site["stale"]),
                 size(site["up"]),
@@ -118,6 +125,7 @@ class Watch:
                 "rate": 0.0,
                 "loss": 0.0,
                 "judged": "–",
+                "to_six_gram": "–",
                 "version": 0,
                 "stale": 0,
                 "up": 0,
@@ -171,6 +179,7 @@ class Watch:
             case VersionJudged(sites=ratios):
                 for name, ratio in ratios.items():
                     self._change(name, judged=f"{signed((ratio - 1) * 100, 1)} %")
+                self._say_who_wins()
             case VersionRestored(version=version, restored=restored):
                 self.console.print(
                     f"version {restored} comes back as version {version}: "
@@ -180,6 +189,12 @@ class Watch:
                 self._round(version)
             case Evaluated(site=name, part="test", version=version) if name and version:
                 self._change(name, doing="done")
+            case Evaluated(site=name, part="tuning", language=code) if name:
+                self._judged[name, code] = what.bits, what.bytes
+                self._compare_to_six_gram(name)
+            case SixGramEvaluated(site=name, part="tuning", language=code):
+                self._six_gram[name, code] = what.bits, what.bytes
+                self._compare_to_six_gram(name)
             case Event():
                 pass
             case _:
@@ -209,6 +224,33 @@ class Watch:
         if not self.console.is_terminal and what.name != self._said:
             self._said = what.name
             self.console.print(what.name)
+
+    def _beside(self, name: str) -> tuple[float, float] | None:
+        """Return bits per byte of a site's tuning text: as judged last, and by its 6-gram."""
+        keys = [key for key in self._judged if key[0] == name]
+        if not keys or any(key not in self._six_gram for key in keys):
+            return None
+        sums = [sum(told[key][0] for key in keys) for told in (self._judged, self._six_gram)]
+        num_bytes = sum(self._judged[key][1] for key in keys)
+        return (sums[0] / num_bytes, sums[1] / num_bytes) if num_bytes and all(sums) else None
+
+    def _compare_to_six_gram(self, name: str) -> None:
+        found = self._beside(name)
+        if found is not None:
+            self._change(name, to_six_gram=f"{signed((found[0] / found[1] - 1) * 100, 1)} %")
+
+    def _say_who_wins(self) -> None:
+        """Say once how the sites' versions stand beside their 6-grams, and when that turns."""
+        found = [pair for pair in map(self._beside, self.sites) if pair is not None]
+        if not found:
+            return
+        model, six_gram = (sum(values) / len(found) for values in zip(*found, strict=True))
+        loses = model > six_gram
+        if loses != self._loses:
+            self._loses = loses
+            where = f" ({len(found)} of {len(self.sites)} sites)" * (len(found) < len(self.sites))
+            said = against_six_gram(model, six_gram)
+            self.console.print(f"On tuning text{where}: {said}", style="yellow" if loses else None)
 
     def _compare(self, update: UpdateWeighed) -> None:
         """Note how a site's update stands; say its first offence, and every doubling of them."""

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from boli.errors import CorruptFileError
-from boli.evaluation.card import WARNING, exported_sentences
+from boli.evaluation.card import WARNING, beside_sentences, exported_sentences
 from boli.evaluation.units import bits, duration, percent, signed, size
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ def show_result(run: Run) -> None:
     console.print("\nsites beside each other", style="italic")
     console.print(_comparison(figures))
     console.print(f"\n{_verdict(figures)}")
+    for sentence in beside_sentences(figures["mean"]):
+        lost = (figures["mean"]["against_six_gram_percent"] or 0) >= 0.05
+        console.print(sentence, style="bold yellow" if lost else None)
     for sentence in exported_sentences(figures["exported"]) if figures["exported"] else ():
         console.print(sentence, style="bold red" if sentence.startswith(WARNING) else None)
     console.print(f"\nreport   {run.folder / 'report.html'}", soft_wrap=True)
@@ -68,13 +71,16 @@ def show_verification(told: Verification) -> None:
 def _languages(figures: dict[str, Any]) -> Table:
     table = Table(box=None)
     table.add_column("language")
-    for name in ("before", "after", "change"):
+    for name in ("before", "after", "change", "6-gram", "to it", "+ n-grams"):
         table.add_column(name, justify="right")
     for code, language in figures["languages"].items():
         if language["role"] == "site":
-            table.add_row(code, *_judged(language["before"]["test"], language["after"]["test"]))
+            six_gram = language["six_gram"]["test"]
+            judged = _judged(language["before"]["test"], language["after"]["test"])
+            table.add_row(code, *judged, *_beside(language, six_gram))
     mean, base = figures["mean"], figures["forgetting"]
-    table.add_row("mean of sites", *_judged(mean["before"], mean["after"]), style="bold")
+    judged = _judged(mean["before"], mean["after"])
+    table.add_row("mean of sites", *judged, *_beside(mean, mean["six_gram"]), style="bold")
     if base is not None:
         judged = _judged(base["before"], base["after"])
         table.add_row(f"{base['language']} (the base's own)", *judged, style="dim")
@@ -83,6 +89,16 @@ def _languages(figures: dict[str, Any]) -> Table:
 
 def _judged(before: float | None, after: float | None) -> tuple[str, str, str]:
     return bits(before), bits(after), _change(before, after)
+
+
+def _beside(found: Mapping[str, Any], six_gram: float | None) -> tuple[str, str, str]:
+    """Return the cells on n-grams of the same text."""
+    against = found["against_six_gram_percent"]
+    return (
+        bits(six_gram),
+        "–" if against is None else f"{against:+.1f} %",
+        bits(found["mixed"]),
+    )
 
 
 def _change(before: float | None, after: float | None) -> str:

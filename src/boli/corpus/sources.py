@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +55,11 @@ def share_of(key: str) -> float:
     """Return where a key falls between 0 and 100, evenly and for ever the same."""
     digest = hashlib.sha256(key.encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 * 100
+
+
+def judged_lines(lines: Iterable[str], most: int) -> list[str]:
+    """Return the lines of a held-out part that are judged: the first so many in hash order."""
+    return sorted(lines, key=share_of)[:most]
 
 
 def part_of(key: str, held_out: HeldOutPlan) -> str:

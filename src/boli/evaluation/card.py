@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from boli.evaluation.units import percent
+from boli.evaluation.units import bits, percent
 from boli.journal import VersionExported
 from boli.plan import Plan
 
@@ -45,6 +45,36 @@ def exported_sentences(exported: Exported) -> Iterator[str]:
         yield (
             f"{WARNING}it is no better than the base: no majority of the sites judges it better "
             f"on their tuning text (the majority's bound is {percent(change)} more bits)."
+        )
+
+
+def against_six_gram(model: float | None, six_gram: float | None) -> str:
+    """Say whether a model beats a 6-gram on the same lines; empty where one is not known."""
+    if not model or not six_gram:
+        return ""
+    told = f"{bits(model)} bits per byte against {bits(six_gram)}"
+    change = (model / six_gram - 1) * 100
+    if abs(change) < 0.05:
+        return f"The model and a 6-gram of each site's own text need the same: {told}."
+    if change < 0:
+        return f"The model beats a 6-gram of each site's own text by {percent(-change)}: {told}."
+    return (
+        f"The model loses to a 6-gram of each site's own text by {percent(change)}: {told}. "
+        "Counting characters for some seconds does better than this training so far."
+    )
+
+
+def beside_sentences(mean: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how the exported version stands beside n-grams of the sites' own text."""
+    said = against_six_gram(mean["after"], mean["six_gram"])
+    if said:
+        yield said
+    if said and mean["mixed"] is not None:
+        change = (mean["mixed"] / mean["six_gram"] - 1) * 100
+        word = "below" if change < 0 else "above"
+        yield (
+            f"Mixed with token n-grams that stay at their sites, it needs {bits(mean['mixed'])}, "
+            f"{percent(abs(change))} {word} the 6-gram."
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boli.evaluation.card import WARNING, exported_sentences
+from boli.evaluation.card import WARNING, beside_sentences, exported_sentences
 from boli.evaluation.plots import NUM_COLORS, plots
 from boli.evaluation.units import SPACE, bits, count, duration, percent, signed, size, utc
 
@@ -53,6 +53,7 @@ def page(figures: Figures) -> str:
     colors = {code: f"series{k % NUM_COLORS}" for k, code in enumerate(figures["languages"])}
     tested = [each["before"]["test"] for each in figures["languages"].values()]
     tested += [each["after"]["test"] for each in figures["languages"].values()]
+    tested += [each["six_gram"]["test"] for each in figures["languages"].values()]
     return environment.get_template("report.html.j2").render(
         figures=figures,
         colors=colors,
@@ -132,6 +133,7 @@ def _outcome(figures: Figures, ours: Sequence[str]) -> Iterator[str]:
         f"trained on took {bits(mean['before'])} bits before and takes {bits(mean['after'])} "
         f"after: {verdict(mean['change_percent'])}."
     )
+    yield from beside_sentences(mean)
     worse = [code for code, change in each.items() if change >= 0.05]
     if worse and len(each) > 1:
         yield f"Not every language gained: {listed(worse)} became worse."

@@ -18,6 +18,8 @@ from boli.evaluation.page import page
 from boli.evaluation.told import Lane, Told, made
 from boli.journal import (
     Evaluated,
+    MixedEvaluated,
+    SixGramEvaluated,
     UpdateAccepted,
     UpdateRejected,
     read_journal,
@@ -123,7 +125,7 @@ def _change(before: float | None, after: float | None) -> float | None:
     return None if not before or after is None else (after / before - 1) * 100
 
 
-def _weighed(judged: Iterable[Evaluated]) -> float | None:
+def _weighed(judged: Iterable[Evaluated | SixGramEvaluated | MixedEvaluated]) -> float | None:
     """Return bits per byte of several sites' text together."""
     there = list(judged)
     return _ratio(sum(event.bits for event in there), sum(event.bytes for event in there))
@@ -147,6 +149,7 @@ def _language(told: Told, language: str, sites: list[str]) -> dict[str, Any]:
     """
     role = "site" if sites else "base"
     found: dict[str, Any] = {"role": role, "sites": sites, "before": {}, "after": {}}
+    found |= {"six_gram": {}, "mixed": None}
     for part in ("tuning", "test"):
         by_version = _judgements(told, language, part, base=not sites)
         last = max((version for version in by_version if version), default=None)
@@ -158,10 +161,20 @@ def _language(told: Told, language: str, sites: list[str]) -> dict[str, Any]:
         judged = [now[site] for site in both or now]
         found["before"][part] = _weighed(first[site] for site in both)
         found["after"][part] = None if last is None else _weighed(judged)
+        found["six_gram"][part] = _beside(told.six_gram, both or now, language, part)
+        if part == "test" and last is not None:
+            found["mixed"] = _beside(told.mixed, both or now, language, part, last)
         found[f"{part}_version"] = last
         found[f"{part}_bytes"] = sum(event.bytes for event in judged)
     found["change_percent"] = _change(found["before"]["test"], found["after"]["test"])
+    found["against_six_gram_percent"] = _change(found["six_gram"]["test"], found["after"]["test"])
     return found
+
+
+def _beside(told: Mapping[Any, Any], sites: Iterable[str], *where: str | int) -> float | None:
+    """Return bits per byte of what n-grams need for the text of these sites, if all told it."""
+    found = [told.get((site, *where)) for site in sites]
+    return None if None in found else _weighed(one for one in found if one is not None)
 
 
 def _languages(told: Told, plan: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -188,8 +201,27 @@ def _mean(languages: Mapping[str, Any]) -> dict[str, Any]:
     over = both or [code for code, each in ours.items() if each["before"]["test"] is not None]
     before = _ratio(sum(ours[code]["before"]["test"] for code in over), len(over))
     after = _ratio(sum(ours[code]["after"]["test"] for code in both), len(both))
-    change = _change(before, after)
-    return {"before": before, "after": after, "change_percent": change, "languages": over}
+    found = {
+        "before": before,
+        "after": after,
+        "change_percent": _change(before, after),
+        "languages": over,
+    }
+    return found | _mean_beside([ours[code] for code in over])
+
+
+def _mean_beside(languages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Average what n-grams need over the same languages; null where one does not say it."""
+    found: dict[str, Any] = {}
+    for key, values in {
+        "six_gram": [each["six_gram"]["test"] for each in languages],
+        "mixed": [each["mixed"] for each in languages],
+        "after": [each["after"]["test"] for each in languages],
+    }.items():
+        told = [value for value in values if value is not None]
+        found[key] = _ratio(sum(told), len(told)) if len(told) == len(values) else None
+    against = _change(found["six_gram"], found.pop("after"))
+    return found | {"against_six_gram_percent": against}
 
 
 def _curve(told: Told, language: str) -> list[list[float | int | None]]:

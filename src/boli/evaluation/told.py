@@ -9,6 +9,7 @@ from typing import Any
 from boli.journal import (
     Entry,
     Evaluated,
+    MixedEvaluated,
     OrderSent,
     RoundStepped,
     RunFailed,
@@ -19,6 +20,7 @@ from boli.journal import (
     SiteBenched,
     SiteForgiven,
     SiteJoined,
+    SixGramEvaluated,
     UpdateAccepted,
     UpdateRejected,
     UpdateWeighed,
@@ -85,6 +87,8 @@ class Told:
     rounds: dict[int, tuple[float, RoundStepped]] = field(default_factory=dict)  # by version
     answers: dict[tuple[str, str], UpdateAccepted | UpdateRejected] = field(default_factory=dict)
     judged: dict[tuple[str, str, str, int], Evaluated] = field(default_factory=dict)
+    six_gram: dict[tuple[str, str, str], SixGramEvaluated] = field(default_factory=dict)
+    mixed: dict[tuple[str, str, str, int], MixedEvaluated] = field(default_factory=dict)
     num_lines: dict[str, Any] = field(default_factory=dict)
     bytes_down: Counter[tuple[str, int]] = field(default_factory=Counter)  # by site, version
     benched: dict[str, str] = field(default_factory=dict)
@@ -186,6 +190,10 @@ class Told:
             case Evaluated(site, language, part, version):
                 self.judged[site, language, part, version] = event
                 lane.judge(self.now, version)
+            case SixGramEvaluated(site, language, part):
+                self.six_gram[site, language, part] = event
+            case MixedEvaluated(site, language, part, version):
+                self.mixed[site, language, part, version] = event
 
     def _stop(self, at: float, *, asked: bool) -> None:
         stop = {"stopped": at, "resumed": None, "asked": asked, "version": self.version}
@@ -205,6 +213,7 @@ class Told:
         }
         self.restored = {key: value for key, value in self.restored.items() if key <= last}
         self.judged = {key: value for key, value in self.judged.items() if key[3] <= last}
+        self.mixed = {key: value for key, value in self.mixed.items() if key[3] <= last}
         for key, answer in list(self.answers.items()):
             if isinstance(answer, UpdateAccepted) and self.told_at[key] >= event.since:
                 del self.answers[key]

@@ -28,10 +28,10 @@ from boli.codec.codec import (
 )
 from boli.codec.entries import Entries
 from boli.errors import CodecError
-from boli.journal import Evaluated, Event, UpdateRejected
+from boli.journal import Event, UpdateRejected
 from boli.rounds.bounds import Reach, Weighed, contribution, unit_of, weigh
 from boli.rounds.cohort import Cohorts
-from boli.rounds.journaled import update_accepted
+from boli.rounds.journaled import judged, update_accepted
 from boli.rounds.outer import OuterOptimizer
 from boli.rounds.robust import Rule, Share, robust_mean
 from boli.rounds.shares import Shares, noted
@@ -485,16 +485,6 @@ def _take_judgements(state: ServerState, delivery: Delivery) -> tuple[ServerStat
     if order is None or not order.evaluate:
         return state, []
     version = 0 if order.first else header.base_version
-    events: list[Event] = [
-        Evaluated(
-            site=name,
-            language=judgement.language,
-            part=judgement.part,
-            version=version,
-            bits=judgement.bits,
-            bytes=judgement.bytes,
-        )
-        for judgement in header.judgements
-    ]
+    events = judged(order, header, version)
     state = replace(state, selection=state.selection.hear(name, version, header.judgements))
     return state.with_site(name, judged=version, judged_sequence=header.sequence), events

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from boli.errors import SiteError
 from boli.journal import (
     CopyRead,
+    Evaluated,
     Event,
     Journal,
+    MixedEvaluated,
     RoundStepped,
+    SixGramEvaluated,
     UpdateAccepted,
     VersionExported,
     VersionJudged,
@@ -17,7 +21,15 @@ from boli.journal import (
 )
 from boli.rounds.best import JudgedVersion
 from boli.rounds.transport import Delivery, Joined
-from boli.rounds.update import MOST_COPIES, Copy, Order, ServerState, copies_digest
+from boli.rounds.update import (
+    MOST_COPIES,
+    Copy,
+    Judgement,
+    Order,
+    ServerState,
+    UpdateHeader,
+    copies_digest,
+)
 
 
 def update_accepted(
@@ -43,6 +55,32 @@ def update_accepted(
         bytes_up=delivery.update.num_bytes,
         residual_norm=header.residual_norm,
     )
+
+
+def judged(order: Order, header: UpdateHeader, version: int) -> list[Event]:
+    """Return the journal's lines on what an answer judged.
+
+    What else is told of held-out text is believed only of the lines that were judged, as far as
+    their size shows it, and where it was due: a 6-gram with the base, a mixture with the last
+    version.
+    """
+    site, events = header.site, list[Event]()
+    for one in header.judgements:
+        events.append(Evaluated(site, one.language, one.part, version, one.bits, one.bytes))
+    there = {(one.language, one.part, one.bytes) for one in header.judgements}
+
+    def beside(others: Iterable[Judgement]) -> Iterable[Judgement]:
+        found = {(one.language, one.part, one.bytes): one for one in others}
+        return (one for key, one in found.items() if key in there and one.bits > 0)
+
+    if order.first:
+        for one in beside(header.six_gram):
+            events.append(SixGramEvaluated(site, one.language, one.part, one.bits, one.bytes))
+    elif not order.local_steps:
+        for one in beside(header.mixed):
+            numbers = version, one.bits, one.bytes
+            events.append(MixedEvaluated(site, one.language, one.part, *numbers))
+    return events
 
 
 def round_stepped(state: ServerState, num_updates: int, norm: float, seconds: float) -> Event:

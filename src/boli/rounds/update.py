@@ -114,6 +114,9 @@ class UpdateHeader(Message):
     idle_seconds: Size = 0.0
     residual_norm: Size = 0.0  # of what it could not send yet
     judgements: Annotated[tuple[Judgement, ...], Field(max_length=100)] = ()
+    # Of the same lines: by a 6-gram of the site's text, and by the version and n-grams together.
+    six_gram: Annotated[tuple[Judgement, ...], Field(max_length=100)] = ()
+    mixed: Annotated[tuple[Judgement, ...], Field(max_length=100)] = ()
 
 
 class Copy(Message):

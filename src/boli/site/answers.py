@@ -128,6 +128,7 @@ def in_words(
         "your text: whoever studies it can make out some of what the text is about, and whether "
         "a certain sentence is likely to be in it."
     )
+    ngram = ", also under n-grams of the text" if plan.evaluation.ngram else ""
     told = {
         "asks": f"run {run} of plan {plan.name}, over {num_sites} "
         + ("site" if num_sites == 1 else "sites"),
@@ -137,7 +138,7 @@ def in_words(
         f"{speed}; at most {count(limits.max_order_hours)} h an order",
         "sends": f"for each order one update by codec {plan.codec.name}, computed from about "
         f"{count(tokens)} tokens (at least {count(limits.min_tokens)}); its mean loss, the bits "
-        "per byte of the lines to judge, numbers of lines, speed; "
+        f"per byte of the lines to judge{ngram}, numbers of lines, speed; "
         f"at most {size(limits.max_bytes_a_day)} a day",
         "keeps back": "the text itself, and every file that is not named above",
         "tells": f"{rows} Nothing hides a single site's update from the coordinator yet.",

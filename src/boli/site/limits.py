@@ -54,6 +54,11 @@ TEMPLATE = """\
 # Held-out lines that are judged together, at least: the loss of one line says much about it.
 # min_judged_lines = 10
 
+# true: the bits that n-grams of the site's text need for the lines to judge may be told, two sums
+# for each language and part, once, and once more together with the last version. false: no plan
+# with evaluation.ngram is accepted.
+# tell_ngram = true
+
 # The most that an order may ask for: local steps, tokens a step, and hours.
 # max_local_steps = 10_000
 # max_batch_tokens = 131_072
@@ -90,6 +95,7 @@ class Limits(BaseModel):
     ] = ("lora", "frozen_a", "core")
     min_tokens: int = Field(4096, ge=1)
     min_judged_lines: int = Field(10, ge=1)
+    tell_ngram: bool = True
     max_local_steps: int = Field(10_000, ge=1)
     max_batch_tokens: int = Field(131_072, ge=1)
     max_order_hours: float = Field(24.0, gt=0, allow_inf_nan=False)
@@ -136,6 +142,12 @@ class Limits(BaseModel):
                 f"the plan judges at most {plan.evaluation.max_lines} lines",
                 f"min_judged_lines = {self.min_judged_lines}",
                 f"raise evaluation.max_lines in the plan to {self.min_judged_lines}",
+            )
+        if plan.evaluation.ngram and not self.tell_ngram:
+            raise _beyond(
+                "the plan asks what n-grams of the text need for the lines to judge",
+                "tell_ngram = false",
+                "set evaluation.ngram = false in the plan",
             )
         self._check_orders(plan)
 

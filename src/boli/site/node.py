@@ -61,6 +61,8 @@ class Done:
     train_seconds: float = 0.0
     evaluate_seconds: float = 0.0
     judgements: tuple[Judgement, ...] = ()
+    six_gram: tuple[Judgement, ...] = ()  # of the same lines, with the first judgements
+    mixed: tuple[Judgement, ...] = ()  # of the same lines, with those of the last version
 
 
 class Work(Protocol):
@@ -289,6 +291,8 @@ class Node:
             idle_seconds=_brief(idle),
             residual_norm=0.0 if self.residual is None else _brief(norm_of(self.residual)),
             judgements=done.judgements,
+            six_gram=done.six_gram,
+            mixed=done.mixed,
         )
         self.payload = payload
         if self.check is not None:

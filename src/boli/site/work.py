@@ -12,9 +12,17 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from boli.corpus.sources import Split, read_split, share_of
+from boli.corpus.sources import Split, judged_lines, read_split, share_of
 from boli.errors import DivergedError, SiteError
-from boli.evaluation.metrics import Bits, bits_per_byte, bytes_of, check_tokenizer
+from boli.evaluation.baselines import six_gram
+from boli.evaluation.metrics import (
+    Bits,
+    Scored,
+    bytes_of,
+    check_tokenizer,
+    fit_expert,
+    score_lines,
+)
 from boli.model.adapter import adapter_layout, attach
 from boli.model.base import Base, best_device, check_length, load_base
 from boli.model.group import share_out
@@ -22,11 +30,14 @@ from boli.model.layout import Layout, Vector
 from boli.model.local_steps import LocalSteps, OwnGradient, PackedText, token_lines
 from boli.plan import Plan, SitePlan
 from boli.pool.pins import pins_of
-from boli.rounds.update import MOST_COPIES, Copy, Judgement, Order
+from boli.rounds.update import MOST_COPIES, Copy, Judgement, Order, Part
 from boli.site.crew import Crew
 from boli.site.node import Done
 
 WORST_BITS = 1000.0  # a byte, of text to which a version gives no finite probability
+MOST_MIXED = 8  # versions that n-grams are mixed with, and told of: a run needs 3 at most
+
+Judged = dict[tuple[str, Part], Scored | None]  # by language and part; None: it diverged
 
 
 class TrainingWork:
@@ -43,7 +54,8 @@ class TrainingWork:
         num_sites: int = 0,  # of the run; 0: those that the plan names
     ) -> None:
         self.rank = site.rank
-        self._max_lines = plan.evaluation.max_lines
+        self._max_lines, self._tells_ngram = plan.evaluation.max_lines, plan.evaluation.ngram
+        self._mixed_before = 0  # versions
         self._base, self._splits, self._crew = base, splits, crew
         self.full_layout = adapter_layout(base.model, plan.model.adapter)
         own = own_gradient(plan, site, base, best_device() if crew is None else crew.device)
@@ -87,12 +99,23 @@ class TrainingWork:
         # What is judged first is the base unchanged, which every adapter begins as.
         self.adapter.load(self.first if order.first else theta)
         started = time.perf_counter()
-        judgements = tuple(
-            self._judge(language, part) for part in order.evaluate for language in self._splits
-        )
+        judged: Judged = {
+            (language, part): self._score(language, part)
+            for part in order.evaluate
+            for language in self._splits
+        }
+        judgements = tuple(self._judgement(*key, scored) for key, scored in judged.items())
+        beside = self._six_gram(judged) if order.first else ()
+        mixed = () if order.first or order.local_steps else self._mixed(judged)
         evaluate_seconds = time.perf_counter() - started
         if not order.local_steps:
-            return Done(None, evaluate_seconds=evaluate_seconds, judgements=judgements)
+            return Done(
+                None,
+                evaluate_seconds=evaluate_seconds,
+                judgements=judgements,
+                six_gram=beside,
+                mixed=mixed,
+            )
         self.adapter.load(start)
         begun = time.perf_counter()
         plan = self.steps.plan
@@ -113,19 +136,66 @@ class TrainingWork:
             steps.seconds,
             evaluate_seconds,
             judgements,
+            beside,
         )
 
-    def _judge(self, language: str, part: Any) -> Judgement:
-        lines = sorted(self._splits[language].part(part), key=share_of)[: self._max_lines]
-        base = self._base
+    def _lines(self, language: str, part: Part) -> list[str]:
+        """Return the lines that are judged."""
+        return judged_lines(self._splits[language].part(part), self._max_lines)
+
+    def _score(self, language: str, part: Part) -> Scored | None:
+        base, lines = self._base, self._lines(language, part)
         with nullcontext() if self._crew is None else self._crew.watched():
             try:
-                found = bits_per_byte(base.model, base.tokenizer, lines, base.max_length)
+                return score_lines(base.model, base.tokenizer, lines, base.max_length)
             except DivergedError:
-                # A ruined version gives no number. That is a judgment, not a failure of the site.
-                num_bytes = bytes_of(lines)
-                found = Bits(WORST_BITS * num_bytes, num_bytes)
+                return None
+
+    def _judgement(self, language: str, part: Part, scored: Scored | None) -> Judgement:
+        if scored is not None:
+            found = scored.line_bits().total
+        else:
+            # A ruined version gives no number. That is a judgment, not a failure of the site.
+            num_bytes = bytes_of(self._lines(language, part))
+            found = Bits(WORST_BITS * num_bytes, num_bytes)
         return Judgement(language=language, part=part, bits=found.bits, bytes=found.bytes)
+
+    def _six_gram(self, judged: Judged) -> tuple[Judgement, ...]:
+        """Return what a 6-gram of the training lines needs for the same lines.
+
+        Only two sums of each part leave; the counts are text, and are gone when this returns.
+        """
+        told = []
+        for language in self._splits if self._tells_ngram else ():
+            parts = [part for code, part in judged if code == language]
+            lines = [self._lines(language, part) for part in parts]
+            row = six_gram(self._splits[language].train, [line for some in lines for line in some])
+            start = 0
+            for part, some in zip(parts, lines, strict=True):
+                here = slice(start, start := start + len(some))
+                bits, num_bytes = _rounded(row.bits[here].sum()), int(row.bytes[here].sum())
+                told.append(Judgement(language=language, part=part, bits=bits, bytes=num_bytes))
+        return tuple(told)
+
+    def _mixed(self, judged: Judged) -> tuple[Judgement, ...]:
+        """Return what the version and token n-grams of the training lines together need.
+
+        The weights are fitted on the tuning part, and only the test part is told of. Few versions
+        are mixed: a coordinator that made up many could read counts out of the sums.
+        """
+        if not self._tells_ngram or self._mixed_before >= MOST_MIXED:
+            return ()
+        self._mixed_before += 1
+        told, base = [], self._base
+        for language, split in self._splits.items():
+            tuning, test = (judged.get((language, part)) for part in ("tuning", "test"))
+            if tuning is None or test is None:
+                continue
+            expert = fit_expert(base.model, base.tokenizer, split.train, tuning)
+            found = test.line_bits(expert).total
+            bits = _rounded(found.bits)
+            told.append(Judgement(language=language, part="test", bits=bits, bytes=found.bytes))
+        return tuple(told)
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return moments and cursor."""
@@ -139,6 +209,11 @@ class TrainingWork:
         """End the site's further processes; they would hold their GPUs until this one ends."""
         if self._crew is not None:
             self._crew.close()
+
+
+def _rounded(bits: float) -> float:
+    """Return a sum of bits as it is told: finer figures say more of the counts than of the text."""
+    return max(1.0, float(round(bits)))
 
 
 def copies_of(plan: Plan, site: SitePlan) -> tuple[Copy, ...]:

@@ -6,15 +6,18 @@ from typing import Any
 
 import pytest
 
-from boli.cli.progress import watched
+from boli.cli.progress import Watch, watched
 from boli.engine.wire import Failing
 from boli.journal import (
     AttemptsRefused,
+    Evaluated,
     SiteBenched,
     SiteJoined,
     SiteLeft,
+    SixGramEvaluated,
     UpdateRejected,
     UpdateWeighed,
+    VersionJudged,
     VersionRestored,
 )
 from boli.plan import Plan
@@ -69,3 +72,28 @@ def test_suspect_sites_are_named_when_it_begins_and_each_time_that_it_doubles(
     assert "arrah" not in said
     assert "version 12 comes back as version 21" in said
     assert "a majority of the sites judges the last one worse" in said
+
+
+def test_model_that_loses_to_a_six_gram_is_told_at_the_first_judgement(
+    tiny_plan: object, tmp_path: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan: Plan = tiny_plan(tmp_path)  # type: ignore[operator]
+    names = [site.name for site in plan.site]
+
+    def judge(watch: Watch, version: int, bits: float) -> None:
+        for site in plan.site:
+            watch.observe(Evaluated(site.name, site.language, "tuning", version, bits, 100))
+        watch.observe(VersionJudged(version, dict.fromkeys(names, 0.5), 0.5, True))
+
+    with watched(plan) as watch:
+        judge(watch, 1, 98.0)  # sites that tell no 6-gram
+        assert {site["to_six_gram"] for site in watch.sites.values()} == {"–"}
+        for site in plan.site:
+            watch.observe(SixGramEvaluated(site.name, site.language, "tuning", 87.5, 100))
+        assert {site["to_six_gram"] for site in watch.sites.values()} == {"+12.0 %"}
+        for version, bits in ((2, 98.0), (3, 95.0), (4, 70.0), (5, 69.0)):
+            judge(watch, version, bits)
+    said = " ".join(capsys.readouterr().out.split()).replace("\N{NO-BREAK SPACE}", " ")
+    assert said.count("loses to a 6-gram of each site's own text by 12.0 %") == 1
+    assert said.count("beats a 6-gram of each site's own text by 20.0 %") == 1
+    assert said.count("On tuning text") == 2

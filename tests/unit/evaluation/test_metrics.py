@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -14,7 +15,15 @@ from transformers import PreTrainedTokenizerFast
 
 from boli.errors import ModelError
 from boli.evaluation import metrics
-from boli.evaluation.metrics import Bits, _windows, bits_per_byte, check_tokenizer
+from boli.evaluation.metrics import (
+    Bits,
+    _windows,
+    bits_per_byte,
+    check_tokenizer,
+    fit_expert,
+    line_bits,
+    score_lines,
+)
 from boli.model.base import micro_model
 from boli.plan import MicroPlan
 
@@ -237,3 +246,47 @@ def test_of_a_long_text_lines_from_all_of_it_are_looked_at(
     monkeypatch.setattr(metrics, "LINES_LOOKED_AT", 10)
     with pytest.raises(ModelError, match="loses"):
         check_tokenizer(unknowing(), ["abc"] * 90 + ["गया"] * 10, "x")
+
+
+# --- line by line, and with n-grams
+
+
+def test_lines_add_up_and_are_scored_by_themselves(base: Any, made_up_lines: Lines) -> None:
+    lines = [*made_up_lines("bho", 5), "", " ".join(made_up_lines("bho", 9))]
+    found = line_bits(base.model, base.tokenizer, lines, 32)
+    alone = [bits_per_byte(base.model, base.tokenizer, [line], 32).bits for line in lines]
+    assert found.bits == pytest.approx(alone, rel=1e-5)
+    assert found.total == bits_per_byte(base.model, base.tokenizer, lines, 32)
+    lost = line_bits(Constant(10, None), unknowing(), ["ab", "abग"], 64)
+    assert lost.lost_bytes.tolist() == [0, 3]
+    assert lost.bits[1] == pytest.approx(4 * math.log2(10) + 24)
+
+
+def test_expert_lowers_the_bits_of_text_like_its_own(base: Any, made_up_lines: Lines) -> None:
+    lines = made_up_lines("bho", 400)
+    train, tuning, test = lines[:300], lines[300:350], lines[350:]
+    scored = score_lines(base.model, base.tokenizer, tuning, 64)
+    expert = fit_expert(base.model, base.tokenizer, train, scored)
+    alone = line_bits(base.model, base.tokenizer, test, 64)
+    mixed = line_bits(base.model, base.tokenizer, test, 64, expert)
+    assert mixed.total.bits < alone.total.bits
+    assert mixed.bytes.tolist() == alone.bytes.tolist()
+    assert expert.ngrams.num_symbols == base.model.get_input_embeddings().num_embeddings
+
+
+def test_mixture_sums_to_one_over_the_whole_vocabulary(base: Any, made_up_lines: Lines) -> None:
+    lines = made_up_lines("mag", 120)
+    scored = score_lines(base.model, base.tokenizer, lines[100:], 64)
+    expert = fit_expert(base.model, base.tokenizer, lines[:100], scored)
+    end = base.tokenizer.eos_token_id
+    row = [end, *base.tokenizer(lines[0], add_special_tokens=False)["input_ids"], end]
+    with torch.no_grad():
+        logits = base.model(torch.tensor([row])).logits[0].double()
+    model = torch.log_softmax(logits, 1).numpy()
+    mixed = 0.0
+    for place in range(1, len(row)):
+        found = expert.distribution(row[:place], np.exp(model[place - 1]))
+        assert found.sum() == pytest.approx(1)
+        mixed -= math.log2(found[row[place]])
+    (expected,) = line_bits(base.model, base.tokenizer, lines[:1], 64, expert).bits
+    assert mixed == pytest.approx(expected, rel=1e-5)

@@ -19,6 +19,7 @@ from boli.journal import (
     Evaluated,
     Event,
     Journal,
+    MixedEvaluated,
     OrderSent,
     RoundStepped,
     RunFinished,
@@ -27,6 +28,7 @@ from boli.journal import (
     RunStarted,
     SiteBenched,
     SiteJoined,
+    SixGramEvaluated,
     UpdateAccepted,
     UpdateRejected,
     UpdateWeighed,
@@ -370,6 +372,46 @@ def test_mean_takes_only_languages_judged_twice(story: Callable[..., Story]) -> 
     mean = told.figures()["mean"]
     assert (mean["before"], mean["after"]) == (pytest.approx(2.0), pytest.approx(1.0))
     assert mean["languages"] == ["bho"]
+
+
+def test_six_gram_of_the_same_sites_says_who_wins(story: Callable[..., Story]) -> None:
+    told = story(arrah="bho", chhapra="bho", gaya="mag")
+    for site, code, before in (("arrah", "bho", 2.0), ("chhapra", "bho", 3.0), ("gaya", "mag", 2)):
+        told.at(1, judged(site, code, "test", 0, before))
+        told.at(1, SixGramEvaluated(site, code, "test", 80.0 if site != "chhapra" else 500.0, 100))
+    told.at(1, judged("gaya", "mag", "tuning", 0, 2.0))
+    told.at(1, SixGramEvaluated("gaya", "mag", "tuning", 90.0, 100))
+    told.at(2, judged("arrah", "bho", "test", 1, 0.9), judged("gaya", "mag", "test", 1, 0.6))
+    found = told.figures()
+    bho, mag = found["languages"]["bho"], found["languages"]["mag"]
+    assert bho["six_gram"] == {"tuning": None, "test": pytest.approx(0.8)}  # of arrah alone
+    assert bho["against_six_gram_percent"] == pytest.approx(12.5)
+    assert mag["six_gram"] == {"tuning": pytest.approx(0.9), "test": pytest.approx(0.8)}
+    assert mag["against_six_gram_percent"] == pytest.approx(-25)
+    assert (bho["mixed"], mag["mixed"], found["mean"]["mixed"]) == (None, None, None)
+    assert found["mean"]["six_gram"] == pytest.approx(0.8)
+    assert found["mean"]["against_six_gram_percent"] == pytest.approx(-6.25)
+    page = html.unescape(write_report(told.folder).read_text(encoding="utf-8"))
+    assert "The model beats a 6-gram of each site's own text by 6.2" in page
+    told.at(3, MixedEvaluated("arrah", "bho", "test", 1, 70.0, 100))
+    told.at(3, MixedEvaluated("gaya", "mag", "test", 0, 10.0, 100))  # of another version
+    told.at(3, MixedEvaluated("gaya", "mag", "test", 1, 50.0, 100))
+    told.at(3, SixGramEvaluated("gaya", "mag", "test", 40.0, 100))
+    found = told.figures()
+    assert found["mean"]["mixed"] == pytest.approx(0.6)
+    page = html.unescape(write_report(told.folder).read_text(encoding="utf-8"))
+    assert "The model loses to a 6-gram of each site's own text by 25.0" in page
+    assert "it needs 0.600, 0.0" in page
+
+
+def test_runs_without_a_six_gram_say_nothing_of_one(story: Callable[..., Story]) -> None:
+    told = finished_run(story())
+    found = told.figures()
+    assert found["languages"]["bho"]["six_gram"] == {"tuning": None, "test": None}
+    assert found["mean"]["six_gram"] is None
+    assert "6-gram" not in write_report(told.folder).read_text(encoding="utf-8")
+    told.at(90, SixGramEvaluated("arrah", "bho", "test", 0.0, 100))  # a claim that cannot be
+    assert told.figures()["languages"]["bho"]["against_six_gram_percent"] is None
 
 
 def test_curve_keeps_a_site_that_is_judged_at_other_versions(story: Callable[..., Story]) -> None:

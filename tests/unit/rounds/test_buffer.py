@@ -14,7 +14,13 @@ from pydantic import ValidationError
 from boli.codec.codec import DenseCodec, encode_frame
 from boli.codec.entries import Entries
 from boli.codec.sparse import SparseCodec
-from boli.journal import Evaluated, UpdateAccepted, UpdateRejected
+from boli.journal import (
+    Evaluated,
+    MixedEvaluated,
+    SixGramEvaluated,
+    UpdateAccepted,
+    UpdateRejected,
+)
 from boli.model.layout import Vector
 from boli.rounds.buffer import BufferedStrategy
 from boli.rounds.checkpoint import from_parts, to_parts
@@ -693,6 +699,48 @@ def test_judgement_without_training_finishes_the_site_and_moves_nothing(federati
         fed.delivery(state, "gaya", vector, **values | {"payload": b"x"}),
     )
     assert verdict.reason == "malformed"
+
+
+def test_six_gram_is_believed_once_and_only_of_the_lines_that_were_judged(
+    federation: Fed,
+) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy()
+    first = state.sites["gaya"].outstanding.model_copy(update={"first": True})
+    later = state.sites["gaya"].outstanding
+    vector = np.zeros(fed.layout.size, np.float32)
+    here = Judgement(language="mag", part="test", bits=80.0, bytes=40)
+    lower = here.model_copy(update={"bits": 60.0})
+    others = [
+        here.model_copy(update=values)
+        for values in ({"bytes": 41}, {"language": "bho"}, {"part": "tuning"}, {"bits": -1.0})
+    ]
+    values = {"judgements": (here,), "six_gram": (lower, *others[:3], lower), "mixed": (lower,)}
+    for order, expected in ((first, [SixGramEvaluated]), (later, [])):
+        asked = state.with_site("gaya", outstanding=order)
+        _, _, events = fold_one(strategy, asked, fed.delivery(asked, "gaya", vector, **values))
+        beside = [one for one in events if isinstance(one, SixGramEvaluated | MixedEvaluated)]
+        assert [type(event) for event in beside] == expected
+    asked = state.with_site("gaya", outstanding=first)
+    values |= {"six_gram": (others[3],)}
+    _, _, events = fold_one(strategy, asked, fed.delivery(asked, "gaya", vector, **values))
+    assert not any(isinstance(event, SixGramEvaluated) for event in events)
+
+
+def test_mixture_is_believed_of_the_last_version_alone(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy()
+    order = state.sites["gaya"].outstanding.model_copy(update={"local_steps": 0})
+    state = state.with_site("gaya", outstanding=order)
+    here = Judgement(language="mag", part="test", bits=80.0, bytes=40)
+    mixed = here.model_copy(update={"bits": 50.0})
+    values = {"tokens": 0, "payload": b"", "judgements": (here,), "mixed": (mixed,)}
+    vector = np.zeros(fed.layout.size, np.float32)
+    _, _, events = fold_one(strategy, state, fed.delivery(state, "gaya", vector, **values))
+    assert events == [
+        Evaluated("gaya", "mag", "test", 0, 80.0, 40),
+        MixedEvaluated("gaya", "mag", "test", 0, 50.0, 40),
+    ]
 
 
 # --- what decoding may cost

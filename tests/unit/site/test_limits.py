@@ -285,6 +285,13 @@ def test_speed_aware_plan_that_bounds_its_orders_is_allowed() -> None:
     Limits().check_plan(shipped(*aware, "rounds.min_local_steps=12"))
 
 
+def test_site_may_keep_to_itself_what_ngrams_of_its_text_need() -> None:
+    keeping = Limits(tell_ngram=False)
+    with pytest.raises(LimitError, match="tell_ngram = false"):
+        keeping.check_plan(shipped())
+    keeping.check_plan(shipped("evaluation.ngram=false"))
+
+
 def test_masked_sums_that_are_required_refuse_every_plan() -> None:
     with pytest.raises(LimitError, match="require_masked_sums"):
         Limits(require_masked_sums=True).check_plan(shipped())

@@ -11,10 +11,13 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from boli.corpus.sources import read_split, share_of
 from boli.errors import ModelError
+from boli.evaluation.baselines import six_gram
 from boli.plan import Plan
 from boli.rounds.update import Order
-from boli.site.work import WORST_BITS, open_work
+from boli.site.node import Done
+from boli.site.work import WORST_BITS, TrainingWork, open_work
 
 
 @pytest.mark.parametrize("entry", [np.nan, 0.0])
@@ -37,6 +40,58 @@ def test_version_that_gives_no_number_is_judged_and_is_no_failure(
     assert done is not None
     worst = [each.bits == WORST_BITS * each.bytes for each in done.judgements]
     assert worst == [bool(np.isnan(entry))] * 2
+    assert len(done.mixed) == (0 if np.isnan(entry) else 1)
+
+
+def test_ngrams_are_told_of_once_with_the_base_and_mixed_with_the_last_version(
+    tiny_plan: Callable[..., Plan],
+    micro_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = tiny_plan(tmp_path)
+    site = plan.site[0]
+    order = Order(
+        order="run-arrah-1",
+        site="arrah",
+        sequence=1,
+        base_version=0,
+        layout="",
+        local_steps=0,
+        evaluate=("tuning", "test"),
+        first=True,
+    )
+    last = order.model_copy(update={"first": False, "base_version": 3})
+    training = last.model_copy(update={"evaluate": ("tuning",), "local_steps": 1})
+
+    def perform(work: TrainingWork, order: Order) -> Done:
+        done = work.perform(order, work.first, work.first, lambda: 1, lambda *_: True)
+        assert done is not None
+        return done
+
+    monkeypatch.setattr("boli.site.work.MOST_MIXED", 2)
+    work = open_work(plan, site, str(micro_base))
+    done = perform(work, order)
+    assert done.mixed == ()
+    split = read_split(plan, site.text, site.language)[site.language]
+    for judged, one in zip(done.judgements, done.six_gram, strict=True):
+        assert (judged.language, judged.part, judged.bytes) == (one.language, one.part, one.bytes)
+        lines = sorted(split.part(one.part), key=share_of)[: plan.evaluation.max_lines]
+        assert one.bits == round(six_gram(split.train, lines).bits.sum())
+    assert perform(work, order).six_gram == done.six_gram
+    assert perform(work, training).six_gram == perform(work, training).mixed == ()
+    done = perform(work, last)
+    assert done.six_gram == ()
+    (mixed,) = done.mixed
+    (test,) = [one for one in done.judgements if one.part == "test"]
+    assert (mixed.language, mixed.part, mixed.bytes) == (test.language, "test", test.bytes)
+    assert 0 < mixed.bits < test.bits
+    assert perform(work, last).mixed == done.mixed
+    assert perform(work, last).mixed == ()  # a third version
+
+    silent = tiny_plan(tmp_path, evaluation={"ngram": False})
+    work = open_work(silent, site, str(micro_base))
+    assert perform(work, order).six_gram == perform(work, last).mixed == ()
 
 
 def test_site_refuses_a_base_that_loses_its_text(
