@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from boli.corpus.round_trip import BITS_A_BYTE, lost_bytes
@@ -44,8 +45,27 @@ class Bits:
         return self.lost_bytes / max(1, self.bytes)
 
 
-@torch.no_grad()
+class LineBits(NamedTuple):
+    """Code length of each of n lines under a model."""
+
+    bits: NDArray[np.float64]  # (n,), those of lost bytes included
+    bytes: NDArray[np.int64]  # (n,) UTF-8, with one for the end of the line
+    lost: NDArray[np.int64]  # (n,) bytes that the tokens do not give back
+
+
 def bits_per_byte(model: Any, tokenizer: Any, lines: Sequence[str], max_length: int) -> Bits:
+    """Return the sums of `line_bits`.
+
+    Raises:
+        DivergedError: the model gives no finite probabilities.
+        ModelError: the tokenizer has tokens that the model has not.
+    """
+    found = line_bits(model, tokenizer, lines, max_length)
+    return Bits(float(found.bits.sum()), int(found.bytes.sum()), int(found.lost.sum()))
+
+
+@torch.no_grad()
+def line_bits(model: Any, tokenizer: Any, lines: Sequence[str], max_length: int) -> LineBits:
     """Score each line by itself, from the end token to the next end token.
 
     A line longer than the model can read is cut into windows that overlap by
@@ -57,28 +77,35 @@ def bits_per_byte(model: Any, tokenizer: Any, lines: Sequence[str], max_length: 
     """
     end = end_token(tokenizer)
     windows: list[tuple[list[int], int]] = []  # tokens, and how many at the end are scored
+    owners: list[int] = []  # of each window, its line
     rows = _tokens(tokenizer, lines)
     _check_vocabulary(model, max((max(row, default=0) for row in rows), default=0))
-    for tokens in rows:
-        windows += _windows([end, *tokens, end], min(max_length, LONGEST_WINDOW))
-    windows.sort(key=lambda window: len(window[0]))
+    for line, tokens in enumerate(rows):
+        own = _windows([end, *tokens, end], min(max_length, LONGEST_WINDOW))
+        windows += own
+        owners += [line] * len(own)
+    order = sorted(range(len(windows)), key=lambda number: len(windows[number][0]))
     model.eval()
     device = next(model.parameters()).device
-    total, start = 0.0, 0
-    while start < len(windows):
+    nats, start = np.zeros(len(lines)), 0
+    while start < len(order):
         stop = start + 1
-        while stop < len(windows) and len(windows[stop][0]) * (stop - start + 1) <= TOKENS_AT_ONCE:
+        while stop < len(order) and len(windows[order[stop]][0]) * (stop - start + 1) <= (
+            TOKENS_AT_ONCE
+        ):
             stop += 1
-        total += _batch_nats(model, windows[start:stop], end, device)
+        batch = order[start:stop]
+        found = _batch_nats(model, [windows[number] for number in batch], end, device)
+        np.add.at(nats, [owners[number] for number in batch], found)
         start = stop
-    if not math.isfinite(total):
+    if not np.isfinite(nats).all():
         raise DivergedError(
-            f"the model gives a code length of {total} for {len(lines)} lines",
+            f"the model gives a code length of {nats.sum()} for {len(lines)} lines",
             "it diverged, or its weights are damaged: judge an earlier version",
         )
-    num_bytes = bytes_of(lines)
-    lost = sum(lost_bytes(tokenizer, lines, rows))
-    return Bits(total / math.log(2) + BITS_A_BYTE * lost, num_bytes, lost)
+    sizes = np.array([len(line.encode()) + 1 for line in lines], np.int64)
+    lost = np.array(lost_bytes(tokenizer, lines, rows), np.int64)
+    return LineBits(nats / math.log(2) + BITS_A_BYTE * lost, sizes, lost)
 
 
 def bytes_of(lines: Sequence[str]) -> int:
@@ -141,7 +168,8 @@ def _windows(tokens: list[int], max_length: int) -> list[tuple[list[int], int]]:
 
 def _batch_nats(
     model: Any, windows: Sequence[tuple[list[int], int]], end: int, device: torch.device
-) -> float:
+) -> NDArray[np.float64]:
+    """Return the code length of each window, (windows,)."""
     length = max(len(tokens) for tokens, _ in windows)
     tokens = np.full((len(windows), length), end, np.int64)
     scored = np.zeros((len(windows), length - 1), bool)
@@ -154,4 +182,5 @@ def _batch_nats(
     losses = nn.functional.cross_entropy(
         logits.transpose(1, 2), inputs[:, 1:], reduction="none"
     ).double()
-    return float(losses[torch.from_numpy(scored).to(device)].sum())
+    sums = losses.where(torch.from_numpy(scored).to(device), 0.0).sum(1)
+    return np.asarray(sums.cpu().numpy(), np.float64)

@@ -14,7 +14,13 @@ from transformers import PreTrainedTokenizerFast
 
 from boli.errors import ModelError
 from boli.evaluation import metrics
-from boli.evaluation.metrics import Bits, _windows, bits_per_byte, check_tokenizer
+from boli.evaluation.metrics import (
+    Bits,
+    _windows,
+    bits_per_byte,
+    check_tokenizer,
+    line_bits,
+)
 from boli.model.base import micro_model
 from boli.plan import MicroPlan
 
@@ -73,6 +79,15 @@ def test_bits_do_not_depend_on_batching(
     assert turned.bytes == found.bytes
 
 
+def test_bits_of_each_line_are_its_own(base: Any, made_up_lines: Lines) -> None:
+    lines = [*made_up_lines("mag", 5), " ".join(made_up_lines("mag", 12)), "", "क"]
+    found = line_bits(base.model, base.tokenizer, lines, 64)
+    for number, line in enumerate(lines):
+        alone = bits_per_byte(base.model, base.tokenizer, [line], 64)
+        assert found.bits[number] == pytest.approx(alone.bits, rel=1e-5)
+        assert (found.bytes[number], found.lost[number]) == (alone.bytes, alone.lost_bytes)
+
+
 def test_batches_stay_within_their_bound(
     base: Any, made_up_lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,7 +95,7 @@ def test_batches_stay_within_their_bound(
     shapes: list[tuple[int, int]] = []
     score = metrics._batch_nats
 
-    def note(model: Any, windows: Any, end: int, device: Any) -> float:
+    def note(model: Any, windows: Any, end: int, device: Any) -> Any:
         shapes.append((len(windows), max(len(tokens) for tokens, _ in windows)))
         return score(model, windows, end, device)
 
