@@ -14,7 +14,7 @@ import typer
 import typer.core
 
 import boli
-from boli.cli import fleet, flower, language, pool, prepare, speech
+from boli.cli import fidelity, fleet, flower, language, pool, prepare, speech
 from boli.cli.doctor import doctor
 from boli.errors import BoliError, CorpusError, RunError
 
@@ -262,6 +262,7 @@ app.command(
 flower.register(app)
 prepare.register(app)
 language.register(app)
+fidelity.register(app)
 speech.register(app)
 pool.register(app)
 
