@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,6 +161,31 @@ def test_evaluate_agrees_with_the_report(finished: Path, plan_file: Path, tmp_pa
     assert float(row[2]) == pytest.approx(judged["before"]["test"], abs=1e-3)
     assert float(row[3]) == pytest.approx(judged["after"]["test"], abs=1e-3)
     assert int(rows[str(other)][1]) == 160
+
+
+def test_evaluate_compares_adapters_on_a_suite_and_writes_a_card(
+    finished: Path, plan_file: Path, tmp_path: Path
+) -> None:
+    lines = (plan_file.parent / "bho.txt").read_text(encoding="utf-8").split("\n")[:40]
+    (tmp_path / "bho.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    articles = "".join(f"article {k // 4}\n" for k in range(40))
+    (tmp_path / "articles").write_text(articles, encoding="utf-8")
+    (tmp_path / "suite.toml").write_text(
+        'name = "village"\n[[test]]\nkind = "lines"\nfiles = ["bho.txt"]\n'
+        'languages = ["bho"]\ndocuments = "articles"\n',
+        encoding="utf-8",
+    )
+    copy = shutil.copytree(finished / "adapter", tmp_path / "copy")
+    done = boli("evaluate", "--compare", finished / "adapter", copy, "--suite", tmp_path, "--json",
+                "--card")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["tests"][0]["num_documents"] == 10
+    assert "village bho: the adapter is better than its base by" in told["sentences"][0]
+    assert "no difference between copy and" in told["sentences"][1]
+    card = (copy / "README.md").read_text(encoding="utf-8")
+    assert "model-index: " in card
+    assert "is exported" in card
 
 
 def test_runs_and_report_name_the_run(finished: Path) -> None:

@@ -12,7 +12,7 @@ import typer
 from boli.errors import CorpusError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from boli.corpus.language import Answer, Identifier
 
@@ -58,22 +58,31 @@ def train(
 
 
 def _labeled(files: Sequence[str]) -> dict[str, list[str]]:
+    lines: dict[str, list[str]] = {}
+    for code, own in named_lines(files):
+        lines.setdefault(code, []).extend(own)
+    return lines
+
+
+def named_lines(files: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield a language and its lines for each CODE=FILE, and for each label of each tsv file.
+
+    Raises:
+        CorpusError: a file is missing, empty or not UTF-8, or says no language.
+    """
     from boli.corpus.sources import read_labeled, read_lines
 
-    lines: dict[str, list[str]] = {}
     for file in files:
         code, equals, path = file.partition("=")
         if equals and len(code) == 3 and code.isascii() and code.islower():
-            lines.setdefault(code, []).extend(read_lines(Path(path)))
+            yield code, read_lines(Path(path))
         elif Path(file).suffix == ".tsv":
-            for label, own in read_labeled(Path(file)).items():
-                lines.setdefault(label, []).extend(own)
+            yield from read_labeled(Path(file)).items()
         else:
             raise CorpusError(
                 f"{file} does not say which language it is in",
                 "give CODE=FILE with an ISO 639-3 code, or a .tsv file of text, a tab and a label",
             )
-    return lines
 
 
 @language.command(

@@ -1,4 +1,4 @@
-"""boli: train, check, evaluate, report, runs, demo; the other commands are in their own files."""
+"""boli: train, check, report, runs, demo; the other commands are in their own files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import typer
 import typer.core
 
 import boli
-from boli.cli import fleet, flower, language, pool, prepare, speech
+from boli.cli import evaluate, fidelity, fleet, flower, language, pool, prepare, speech
 from boli.cli.doctor import doctor
-from boli.errors import BoliError, CorpusError, RunError
+from boli.errors import BoliError, RunError
 
 if TYPE_CHECKING:
     from boli.run import Engine
@@ -176,25 +176,7 @@ def check(plan: Annotated[Path, typer.Argument()], overrides: Overrides = None) 
     show_forecast(loaded, boli.check(loaded))
 
 
-@app.command(
-    epilog="Example: boli evaluate runs/first-20260101-120000/adapter --text village.txt",
-    short_help="Judge an adapter on text files, beside its base.",
-)
-def evaluate(
-    adapter: Annotated[Path, typer.Argument(help="A folder with an adapter in PEFT's format.")],
-    more: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
-    text: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE…", help="Text, one sentence a line; one file or several."),
-    ] = None,
-) -> None:
-    """Print bits per byte of text files under an adapter and under its base alone."""
-    from boli.cli.tables import show_scores
-
-    files = [*(text or ()), *(more or ())]  # the shell makes several of --text *.txt
-    if not files:
-        raise CorpusError("no text was given", "boli evaluate ADAPTER --text FILE")
-    show_scores(boli.evaluate(adapter, files))
+evaluate.register(app)
 
 
 @app.command(
@@ -262,6 +244,7 @@ app.command(
 flower.register(app)
 prepare.register(app)
 language.register(app)
+fidelity.register(app)
 speech.register(app)
 pool.register(app)
 

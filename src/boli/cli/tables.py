@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from boli.evaluation.units import bits, duration, percent, signed, size
 if TYPE_CHECKING:
     from boli.engine.identities import Guest
     from boli.evaluation.forecast import Forecast
-    from boli.evaluation.scores import Score
+    from boli.evaluation.proof import TestFigures
     from boli.plan import Plan
     from boli.rounds.integrity import Verification
     from boli.run import Run
@@ -208,25 +208,58 @@ def show_forecast(plan: Plan, found: Forecast) -> None:
         console.print(f"note      {note}")
 
 
-def show_scores(scores: Sequence[Score]) -> None:
-    """Print bits per byte of text files."""
+def show_proof(figures: Sequence[TestFigures], names: tuple[str, str]) -> None:
+    """Print what was measured of an adapter, and what that says; `names` are its and the other's.
+
+    Lines of output are not broken: paths in them are to be copied.
+    """
     console = Console(markup=False, emoji=False)
     console.print("bits per byte (smaller is better)", style="italic")
     table = Table(box=None)
     table.add_column("text")
-    for name in ("lines", "base", "adapter", "change"):
+    for name in ("lines", "base", "adapter", "change", "tokens a word"):
         table.add_column(name, justify="right")
-    for score in scores:
+    for found in figures:
         table.add_row(
-            str(score.path),
-            f"{score.num_lines:,}",
-            *_judged(score.base, score.adapted),
+            found.name,
+            f"{found.num_lines:,}",
+            *_judged(found.base, found.adapted),
+            f"{found.tokens_a_word:.2f}",
         )
     console.print(table)
-    for score in scores:
-        if score.lost_share:
-            console.print(
-                f"note      {score.lost_share:.1%} of the bytes of {score.path} are not in this "
+    from boli.evaluation.proof import sentences
+
+    for line in (*_usefulness(figures), *_losses(figures), *sentences(figures, *names)):
+        console.print(line, soft_wrap=True)
+
+
+def _usefulness(figures: Sequence[TestFigures]) -> Iterator[str]:
+    """Yield a line for each thing that was measured beside bits."""
+    for found in figures:
+        for role, typed in found.keystrokes.items():
+            yield (
+                f"keys      {found.name}, {role}: {typed.saved:.1%} saved; the next word is the "
+                f"first suggestion for {typed.hit_at_1:.1%}, one of three for {typed.hit_at_3:.1%}"
+            )
+        for role, stays in found.fidelity.items():
+            drift = f"; others drift to {stays.drifts_to}" if stays.drifts_to else ""
+            yield (
+                f"fidelity  {found.name}, {role}: {stays.sentence_pass:.1%} of lines are "
+                f"{found.language}, {stays.marker_pass:.1%} of markers, no foreign window in "
+                f"{stays.window_pass:.1%}{drift}"
+            )
+        for role, score in found.translation.items():
+            yield (
+                f"chrF++     {found.name}, {role}: {score.chrf:.1f}, BLEU {score.bleu:.1f}; the "
+                f"source as it stands has chrF++ {score.copied_chrf:.1f}"
+            )
+
+
+def _losses(figures: Sequence[TestFigures]) -> Iterator[str]:
+    for found in figures:
+        if found.lost_share:
+            yield (
+                f"note      {found.lost_share:.1%} of the bytes of {found.name} are not in this "
                 "tokenizer's alphabet: counted at 8 bits each"
             )
 

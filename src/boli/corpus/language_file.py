@@ -38,13 +38,18 @@ def save_identifier(identifier: Identifier, path: Path) -> None:
     Raises:
         StorageError: the disk is full or refuses.
     """
+    write_tensors(path, *pack_identifier(identifier))
+
+
+def pack_identifier(identifier: Identifier) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return what a file holds of an identifier: arrays, and facts."""
     arrays: dict[str, NDArray[Any]] = {}
     for name, table in _tables(identifier).items():
         buckets = np.flatnonzero(table.counts.any(0)).astype(np.int32)
         arrays[f"{name}.buckets"] = buckets
         arrays[f"{name}.counts"] = table.counts[:, buckets]
     settings = identifier.settings
-    facts = {
+    return arrays, {
         "kind": KIND,
         "format": FORMAT,
         "labels": settings.labels,
@@ -53,7 +58,6 @@ def save_identifier(identifier: Identifier, path: Path) -> None:
         "adapted_temperature": settings.adapted_temperature,
         "least_known": settings.least_known,
     }
-    write_tensors(path, arrays, facts)
 
 
 def _tables(identifier: Identifier) -> dict[str, Table]:
@@ -73,18 +77,27 @@ def load_identifier(path: Path) -> Identifier:
         raise CorruptFileError(f"there is no language identifier at {path}", again)
     arrays, facts = read_tensors(path, again)
     try:
-        if facts["kind"] != KIND or facts["format"] != FORMAT:
-            raise ValueError(f"kind {facts['kind']!r}, format {facts['format']!r}")
-        settings = _checked_settings(facts)
-        names = list(SHRINKS) if any(name.startswith("target") for name in arrays) else TRAINED
-        if set(arrays) != {f"{name}.{part}" for name in names for part in ("buckets", "counts")}:
-            raise ValueError(f"it has {', '.join(sorted(arrays))}")
-        tables = [_checked_table(arrays, name, settings) for name in names]
+        return unpack_identifier(arrays, facts)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFileError(
             f"{path} is not a language identifier of this version: {error}",
             again,
         ) from error
+
+
+def unpack_identifier(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> Identifier:
+    """Return what `pack_identifier` packed, checked.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not that.
+    """
+    if facts["kind"] != KIND or facts["format"] != FORMAT:
+        raise ValueError(f"kind {facts['kind']!r}, format {facts['format']!r}")
+    settings = _checked_settings(facts)
+    names = list(SHRINKS) if any(name.startswith("target") for name in arrays) else TRAINED
+    if set(arrays) != {f"{name}.{part}" for name in names for part in ("buckets", "counts")}:
+        raise ValueError(f"it has {', '.join(sorted(arrays))}")
+    tables = [_checked_table(arrays, name, settings) for name in names]
     return Identifier(settings, Views(*tables[:2]), Views(*tables[2:]) if tables[2:] else None)
 
 

@@ -31,10 +31,19 @@ class Split:
     train: list[str] = field(default_factory=list)
     tuning: list[str] = field(default_factory=list)
     test: list[str] = field(default_factory=list)
+    documents: dict[str, list[str]] = field(default_factory=dict)  # by part, of each line; "": none
 
     def part(self, name: str) -> list[str]:
         """Return the held-out lines called "tuning" or "test"."""
         return {"tuning": self.tuning, "test": self.test}[name]
+
+    def documents_of(self, name: str) -> list[str] | None:
+        """Return the document of each line of a part; None where not every line has one.
+
+        Consecutive lines are no document: nothing says that they belong together.
+        """
+        found = self.documents.get(name, [])
+        return found if found and all(found) else None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -88,13 +97,14 @@ def read_split(plan: Plan, sources: tuple[TextSource, ...], language: str) -> di
     for source in sources:
         name = source.language or language
         split = splits.setdefault(name, Split())
-        for line, key in _keyed_lines(plan, source):
+        for line, key, document in _keyed_lines(plan, source):
             form = normal_form(line)
             if not form or form in seen:
                 continue
             seen.add(form)
             part = part_of(form if key is None else key, plan.corpus.held_out)
             (split.train if part == "train" else split.part(part)).append(line)
+            split.documents.setdefault(part, []).append(document)
     for name, split in splits.items():
         _check(name, split, sources, plan.corpus.held_out)
     return splits
@@ -174,11 +184,11 @@ def read_labeled(path: Path) -> dict[str, list[str]]:
     return lines
 
 
-def _keyed_lines(plan: Plan, source: TextSource) -> Iterator[tuple[str, str | None]]:
-    """Yield each line with the key that decides where it goes; None: its own normal form."""
+def _keyed_lines(plan: Plan, source: TextSource) -> Iterator[tuple[str, str | None, str]]:
+    """Yield each line, the key that decides where it goes (None: its normal form), its document."""
     if source.starter is not None:
         for line in starter_lines(source.starter, source.lines or 4000):
-            yield line, None
+            yield line, None, ""
         return
     assert source.path is not None
     path = plan.resolve(source.path)
@@ -197,6 +207,7 @@ def _keyed_lines(plan: Plan, source: TextSource) -> Iterator[tuple[str, str | No
                 "held_out_by needs a file aligned line by line",
                 "text.format",
             )
+    documents = keys if keys is not None else _record_documents(path)
     for number, line in enumerate(lines[: source.lines]):
         text = " ".join(line.split())
         if len(text) > LONGEST_LINE:
@@ -206,7 +217,37 @@ def _keyed_lines(plan: Plan, source: TextSource) -> Iterator[tuple[str, str | No
                 "text.format",
             )
         if text:
-            yield text, None if keys is None else keys[number]
+            yield (
+                text,
+                None if keys is None else keys[number],
+                "" if documents is None else documents[number],
+            )
+
+
+def _record_documents(path: Path) -> list[str] | None:
+    """Return the document of each record at a path, by its `source`; None for other text.
+
+    The places of a plain text file are its lines or paragraphs, so the file is the document.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    files = text_files(path)
+    if not all(file.suffix == ".parquet" for file in files):
+        return None
+    try:
+        if any("source" not in pyarrow.parquet.read_schema(file).names for file in files):
+            return None
+        values = pyarrow.parquet.read_table(files, columns=["source"]).column(0).to_pylist()
+    except (OSError, pyarrow.ArrowException):
+        return None
+    return [f"{path}: {_document_of_place(value)}" if value else "" for value in values]
+
+
+def _document_of_place(source: str) -> str:
+    """Return the document of a record's place, such as "news/1998.txt#14"."""
+    name, _, _ = source.rpartition("#")
+    return name if name.endswith(".txt") else source
 
 
 def _lines(text: str) -> list[str]:

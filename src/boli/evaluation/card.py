@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from boli.plan import Plan
 
 Exported = Mapping[str, Any]
 WARNING = "Warning: "
+BEGIN, END = "<!-- boli evaluate: begin -->", "<!-- boli evaluate: end -->"
 
 
 def exported_figures(event: VersionExported) -> dict[str, Any]:
@@ -105,4 +107,74 @@ def card(run: str, plan: Plan, exported: Exported) -> str:
         f"# {run}\n\n"
         f"A {what} that {len(plan.site)} site{'s' if len(plan.site) != 1 else ''} trained in "
         f"{plan.rounds.total} rounds; their text stayed with them.\n\n{said}\n"
+    )
+
+
+def evaluated_card(text: str, name: str, proof: Mapping[str, Any]) -> str:
+    """Return a card with the figures of `proof.as_json`, in place of those that it had.
+
+    They stand in `model-index` of the front matter, as the Hugging Face hub reads them, and in a
+    table. A card without front matter gets some.
+    """
+    index = [{"name": name, "results": [_result(test) for test in proof["tests"]]}]
+    line = f"model-index: {json.dumps(index, ensure_ascii=False)}\n"
+    if not text.startswith("---\n") or "\n---\n" not in text[4:]:
+        text = f"---\n---\n\n# {name}\n" + text
+    front, _, body = text[4:].partition("---\n")
+    front = "".join(
+        each for each in front.splitlines(keepends=True) if not each.startswith("model-index:")
+    )
+    section = f"{BEGIN}\n## Evaluation\n\n{_table(proof)}\n{END}\n"
+    body = re.sub(rf"\n*{BEGIN}.*?{END}\n?", "\n", body, flags=re.DOTALL).rstrip("\n")
+    return f"---\n{front}{line}---\n{body}\n\n{section}"
+
+
+def _result(test: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = [{"type": "bits_per_byte", "value": round(test["adapted"], 4), "name": "bits/byte"}]
+    for key, kind in (("saved", "keystrokes_saved"), ("hit_at_3", "next_word_hit_at_3")):
+        if test["keystrokes"]:
+            metrics.append({"type": kind, "value": round(test["keystrokes"]["adapter"][key], 4)})
+    if test["fidelity"]:
+        value = test["fidelity"]["adapter"]["sentence_pass"]
+        metrics.append({"type": "language_fidelity", "value": round(value, 4)})
+    if test["translation"]:
+        found = test["translation"]["adapter"]
+        metrics += [{"type": kind, "value": round(found[kind], 2)} for kind in ("chrf", "bleu")]
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"type": "text", "name": _shown(test["name"]), "args": test["language"]},
+        "metrics": metrics,
+    }
+
+
+def _shown(name: str) -> str:
+    """Return a test's name without the folders of this machine."""
+    return name.rpartition("/")[2]
+
+
+def _table(proof: Mapping[str, Any]) -> str:
+    rows = [
+        "| test | language | lines | base | adapter | tokens a word | keystrokes saved "
+        "| fidelity | chrF++ / BLEU |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for test in proof["tests"]:
+        typed, stays, translated = (
+            test[key].get("adapter") for key in ("keystrokes", "fidelity", "translation")
+        )
+        cells = [
+            _shown(test["name"]) + (" (the base's own)" if test["is_forgetting"] else ""),
+            test["language"],
+            f"{test['num_lines']:,}",
+            f"{test['base']:.3f}",
+            f"{test['adapted']:.3f}",
+            f"{test['tokens_a_word']:.2f}",
+            percent(100 * typed["saved"]) if typed else "–",
+            percent(100 * stays["sentence_pass"]) if stays else "–",
+            f"{translated['chrf']:.1f} / {translated['bleu']:.1f}" if translated else "–",
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    said: Sequence[str] = [f"- {_shown(sentence)}" for sentence in proof["sentences"]]
+    return "Bits per byte of base and adapter: smaller is better.\n\n" + "\n".join(
+        [*rows, "", *said]
     )

@@ -522,3 +522,33 @@ def test_real_plan_reads_its_text_and_trains_on_no_judged_article(corpora: Path)
     assert len(parts["train"] & (parts["test"] | parts["tuning"])) <= 2
     base = read_split(plan, plan.model.base.text, "hin")["hin"]
     assert base.counts["train"] > 8000
+
+
+def test_documents_are_those_of_the_held_out_rule(tmp_path: Path, made_up_lines: Lines) -> None:
+    lines = made_up_lines("mag", 300)
+    articles = [f"article {k // 10}" for k in range(300)]
+    source = write(tmp_path, "txt", lines) | {"held_out_by": "articles"}
+    (tmp_path / "articles").write_text("\n".join(articles) + "\n", encoding="utf-8")
+    split = split_of(tmp_path, source)["mag"]
+    for part in ("tuning", "test"):
+        found = split.documents_of(part)
+        assert found == [articles[lines.index(line)] for line in split.part(part)]
+
+
+def test_documents_of_records_are_their_places_and_of_plain_text_unknown(
+    tmp_path: Path, made_up_lines: Lines
+) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    lines = made_up_lines("mag", 100)
+    for name, source in (("a", "news/1998.txt#{}"), ("b", "pages/{}.html#0")):
+        places = [source.format(k) for k in range(100)]
+        table = pyarrow.table({"text": lines, "source": places})
+        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
+    split = split_of(tmp_path, {"path": "a.parquet"})["mag"]
+    assert len(set(split.documents_of("test"))) == 1
+    split = split_of(tmp_path, {"path": "b.parquet"})["mag"]
+    assert len(set(split.documents_of("test"))) == len(split.test)
+    split = split_of(tmp_path, write(tmp_path, "txt", lines))["mag"]
+    assert split.documents_of("test") is None
