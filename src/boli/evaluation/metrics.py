@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from boli.corpus.round_trip import BITS_A_BYTE, lost_bytes
 from boli.errors import DivergedError, ModelError
-from boli.model.local_steps import end_token
+from boli.model.framing import framing_of
 
 TOKENS_AT_ONCE = 4096
 LONGEST_WINDOW = 2048  # tokens; logits of a longer one may not fit into memory
@@ -46,7 +46,7 @@ class Bits:
 
 @torch.no_grad()
 def bits_per_byte(model: Any, tokenizer: Any, lines: Sequence[str], max_length: int) -> Bits:
-    """Score each line by itself, from the end token to the next end token.
+    """Score each line by itself, as the tokenizer begins and ends a text; the end is scored too.
 
     A line longer than the model can read is cut into windows that overlap by
     half; every token is scored once, in the window that gives it more context.
@@ -55,12 +55,13 @@ def bits_per_byte(model: Any, tokenizer: Any, lines: Sequence[str], max_length: 
         DivergedError: the model gives no finite probabilities.
         ModelError: the tokenizer has tokens that the model has not.
     """
-    end = end_token(tokenizer)
+    framing = framing_of(tokenizer)
     windows: list[tuple[list[int], int]] = []  # tokens, and how many at the end are scored
     rows = _tokens(tokenizer, lines)
     _check_vocabulary(model, max((max(row, default=0) for row in rows), default=0))
     for tokens in rows:
-        windows += _windows([end, *tokens, end], min(max_length, LONGEST_WINDOW))
+        framed = framing.scored(tokens)
+        windows += _windows(framed, min(max_length, LONGEST_WINDOW), len(framing.begin))
     windows.sort(key=lambda window: len(window[0]))
     model.eval()
     device = next(model.parameters()).device
@@ -69,7 +70,7 @@ def bits_per_byte(model: Any, tokenizer: Any, lines: Sequence[str], max_length: 
         stop = start + 1
         while stop < len(windows) and len(windows[stop][0]) * (stop - start + 1) <= TOKENS_AT_ONCE:
             stop += 1
-        total += _batch_nats(model, windows[start:stop], end, device)
+        total += _batch_nats(model, windows[start:stop], framing.end, device)
         start = stop
     if not math.isfinite(total):
         raise DivergedError(
@@ -126,11 +127,15 @@ def _check_vocabulary(model: Any, largest: int) -> None:
         )
 
 
-def _windows(tokens: list[int], max_length: int) -> list[tuple[list[int], int]]:
+def _windows(
+    tokens: list[int],
+    max_length: int,
+    given: int = 1,  # tokens at the beginning that are not scored
+) -> list[tuple[list[int], int]]:
     if len(tokens) <= max_length:
-        return [(tokens, len(tokens) - 1)]
+        return [(tokens, len(tokens) - given)]
     stride = max_length // 2
-    windows = [(tokens[:max_length], max_length - 1)]
+    windows = [(tokens[:max_length], max_length - given)]
     for start in range(stride, len(tokens) - stride, stride):
         window = tokens[start : start + max_length]
         scored = len(window) - (max_length - stride)
