@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from boli.corpus.round_trip import BITS_A_BYTE, lost_bytes
 from boli.errors import DivergedError, ModelError
 from boli.model.framing import framing_of
+from boli.model.local_steps import token_losses
 
 TOKENS_AT_ONCE = 4096
 LONGEST_WINDOW = 2048  # tokens; logits of a longer one may not fit into memory
@@ -155,8 +156,5 @@ def _batch_nats(
         scored[row, len(window) - 1 - count : len(window) - 1] = True
     # Padding is on the right of a causal model: what is scored never sees it.
     inputs: Tensor = torch.from_numpy(tokens).to(device)
-    logits = model(input_ids=inputs[:, :-1], use_cache=False).logits.float()
-    losses = nn.functional.cross_entropy(
-        logits.transpose(1, 2), inputs[:, 1:], reduction="none"
-    ).double()
+    losses = token_losses(model, inputs).double()
     return float(losses[torch.from_numpy(scored).to(device)].sum())

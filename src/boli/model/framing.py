@@ -81,6 +81,7 @@ def _added_in_front(tokenizer: Any) -> tuple[int, ...]:
 
 def _end_of_text(tokenizer: Any, end: int) -> int:
     for token, added in tokenizer.added_tokens_decoder.items():
-        if added.special and added.content == END_OF_TEXT:
+        # Behind the end token, it was added later, as some classes do: no base saw it in training.
+        if added.special and added.content == END_OF_TEXT and token < end:
             return int(token)
     return end

@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from boli.errors import CorpusError, SiteError
+from boli.model import memory
 from boli.model.adapter import Adapter
 from boli.model.framing import framing_of
 from boli.plan import LocalStepsPlan
 
 # Their logits are a plain product of the hidden state and the output embedding.
-PLAIN_HEADS = {"llama", "qwen2", "qwen3", "mistral", "bloom", "gpt2", "phi3", "olmo2"}
+PLAIN_HEADS = {"llama", "qwen2", "qwen3", "mistral", "bloom", "gpt2", "phi3", "olmo2"} | {
+    *("gemma", "gemma3_text")
+}
 LOGITS_AT_ONCE = 1 << 22  # entries of a block of logits
 Tokens = NDArray[np.int64]  # (n, length) full sequences
 
@@ -108,6 +111,45 @@ class _HeadLoss(torch.autograd.Function):
         return gradient * gradients[0].to(gradient.dtype), None, None, None
 
 
+def has_plain_head(model: Any) -> bool:
+    """Tell whether a model's logits are a plain product, which needs no more than a block of them.
+
+    A model that PEFT wraps is none: its body is hidden.
+    """
+    from transformers import PreTrainedModel
+
+    return (
+        isinstance(model, PreTrainedModel)
+        and model.config.model_type in PLAIN_HEADS
+        and getattr(model.config, "final_logit_softcapping", None) is None
+    )
+
+
+@torch.no_grad()
+def token_losses(
+    model: Any,
+    tokens: Tensor,  # (n, length)
+) -> Tensor:  # (n, length - 1) float32
+    """Return the loss of every token but the first, in nats, a block of logits at a time."""
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    if not has_plain_head(model):
+        logits = model(input_ids=inputs, use_cache=False).logits.float()
+        return nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    head, chosen = model.get_output_embeddings(), targets.reshape(-1)
+    hidden = model.base_model(input_ids=inputs, use_cache=False)[0]
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    block = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+    losses = [
+        nn.functional.cross_entropy(
+            head(hidden[start : start + block]).float(),
+            chosen[start : start + block],
+            reduction="none",
+        )
+        for start in range(0, hidden.shape[0], block)
+    ]
+    return torch.cat(losses).view(targets.shape)
+
+
 def summed_loss(
     model: Any,
     tokens: Tensor,  # (n, length) full sequences
@@ -120,7 +162,7 @@ def summed_loss(
         counted = ~torch.isin(targets, torch.tensor(list(ignored), device=targets.device))
         targets = targets[counted]
     head = model.get_output_embeddings()
-    if model.config.model_type in PLAIN_HEADS and not head.weight.requires_grad:
+    if has_plain_head(model) and not head.weight.requires_grad:
         hidden = model.base_model(input_ids=inputs, use_cache=False)[0]
         hidden = hidden.reshape(-1, hidden.shape[-1])
         hidden = hidden if counted is None else hidden[counted]
@@ -162,7 +204,7 @@ class Gradient(Protocol):
 
 
 class OwnGradient:
-    """The gradient of a batch, made by this process alone."""
+    """The gradient of a batch, made by this process alone, a part of the batch at a time."""
 
     def __init__(
         self, model: Any, adapter: Adapter, plan: LocalStepsPlan, ignored: Sequence[int] = ()
@@ -172,6 +214,9 @@ class OwnGradient:
         # A bf16 base computes in bf16 by itself; the float32 masters of `full` need autocast.
         frozen = next(model.parameters()).dtype
         self._autocast = frozen == torch.float32 and computes_in_half(plan, self.device)
+        needs = memory.needs_of(model, plan, frozen.itemsize, self.device)
+        self._at_once = needs.sequences
+        self._layers = memory.recompute(model) if needs.recomputes else []
         # Compiling pays where steps are many and kernels small: on GPUs, by default.
         if plan.compile == "on" or (plan.compile == "auto" and self.device.type == "cuda"):
             model.base_model.compile()
@@ -179,10 +224,14 @@ class OwnGradient:
     def of(self, batch: Tokens, number: int) -> Tensor:
         tokens = torch.from_numpy(batch).to(self.device, non_blocking=True)
         self.adapter.gradient.zero_()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            total, _ = summed_loss(self.model, tokens, self._ignored)
-        (total / number).backward()  # type: ignore[no-untyped-call]
-        return total.detach()
+        summed = torch.zeros((), device=self.device)
+        with memory.recomputing(self._layers):
+            for rows in torch.split(tokens, self._at_once):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+                    total, _ = summed_loss(self.model, rows, self._ignored)
+                (total / number).backward()  # type: ignore[no-untyped-call]
+                summed += total.detach()
+        return summed
 
 
 class LocalSteps:

@@ -77,6 +77,16 @@ def test_tokenizer_without_begin_or_end_of_text_starts_from_its_end(tiny_tokeniz
     assert not framing_of(tiny_tokenizer).begins
 
 
+def test_end_of_text_that_was_added_later_begins_nothing() -> None:
+    # As the class of Qwen 2 adds it to pad with, where a tokenizer does not have it.
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "</s>": 1}, []))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="</s>", pad_token="<|endoftext|>"
+    )
+    assert tokenizer.pad_token_id == 2
+    assert framing_of(tokenizer) == Framing((1,), 1)
+
+
 def test_plain_text_called_end_of_text_begins_nothing() -> None:
     tokenizer, _ = FAMILIES["smollm2"]
     other = PreTrainedTokenizerFast(
@@ -90,7 +100,7 @@ def test_plain_text_called_end_of_text_begins_nothing() -> None:
 
 
 def test_tokenizer_without_an_end_token_uses_its_begin_token_or_is_refused() -> None:
-    assert framing_of(tokenizer_like(bos_token="<bos>")) == Framing((3,), 2)
+    assert framing_of(tokenizer_like(bos_token="<bos>")) == Framing((2,), 2)
     with pytest.raises(CorpusError, match="no end token"):
         framing_of(SimpleNamespace(eos_token_id=None, bos_token_id=None))
 
