@@ -26,6 +26,7 @@ from boli.plan import LocalStepsPlan
 # norms, rotations and activations keep their own. Measured on Llama and Gemma 3.
 KEPT_SHARE = 1.5
 ACTIVATION_BYTES = 400_000_000  # of the parts of a batch that are computed at once, on a CPU
+LOGITS_COPIES = 4  # as they are, in float32, their logarithms, and the gradient
 GPU_SHARE = 0.25  # of a GPU's memory, likewise
 
 
@@ -67,6 +68,20 @@ def values_a_token(model: Any) -> int:
         if isinstance(module, nn.Linear) and module is not head
     )
     return int(KEPT_SHARE * linear)
+
+
+def head_bytes(
+    model: Any,
+    tokens: int,  # computed at once
+    trained: bool,  # the head itself too
+) -> int:
+    """Return the bytes that logits take at most, in training and in judging."""
+    from boli.model.local_steps import LOGITS_AT_ONCE, has_plain_head
+
+    logits = tokens * model.get_output_embeddings().weight.shape[0]
+    if has_plain_head(model) and not trained:
+        logits = min(logits, LOGITS_AT_ONCE)
+    return LOGITS_COPIES * 4 * int(logits)
 
 
 def _layers(model: Any) -> list[Any]:
