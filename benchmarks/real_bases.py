@@ -17,6 +17,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -98,6 +99,40 @@ def measure(origin: Path, lines: list[str], steps: int, at_once: int) -> dict[st
     }
 
 
+def compare_with_peft(origin: Path, lines: list[str]) -> dict[str, object]:
+    """Export an adapter, load it in plain PEFT on the base, and compare logits of some lines."""
+    import numpy as np
+    import peft
+    import torch
+    import transformers
+
+    from boli.model.adapter import attach, initial_vector
+    from boli.model.base import load_base
+    from boli.model.export import export_adapter
+    from boli.plan import AdapterPlan, BasePlan, LocalStepsPlan
+
+    plan, adapter = BasePlan(path=str(origin), language="hin"), AdapterPlan()
+    base = load_base(str(origin), plan, LocalStepsPlan(), "lora", torch.device("cpu"))
+    theta = initial_vector(base.model, adapter)
+    theta += np.random.default_rng(0).normal(0, 0.01, theta.size).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        export_adapter(theta, adapter, base, Path(folder))
+        plain = transformers.AutoModelForCausalLM.from_pretrained(origin, dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        theirs = peft.PeftModel.from_pretrained(plain, folder).eval()
+    tokens = tokenizer(lines, return_tensors="pt", truncation=True, max_length=64, padding=True)
+    with torch.no_grad():
+        unadapted = base.model(tokens["input_ids"]).logits
+        attach(base.model, adapter).load(theta)
+        ours = base.model.eval()(tokens["input_ids"]).logits
+        others = theirs(tokens["input_ids"]).logits
+    return {
+        "base": origin.name,
+        "largest_difference": float((ours - others).abs().max()),
+        "largest_change_by_adapter": float((ours - unadapted).abs().max()),
+    }
+
+
 def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -112,6 +147,7 @@ def main() -> None:
     parser.add_argument("--least-lines", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=0, help="sequences; 0: by their memory")
+    parser.add_argument("--peft", action="store_true", help="only compare an export with PEFT")
     parser.add_argument("--prepare", action="store_true", help="convert and cut only")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -125,6 +161,9 @@ def main() -> None:
         subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     )
     lines = read_lines(arguments.data)[:600]
+    if arguments.peft:
+        print(json.dumps(compare_with_peft(origin, lines[:4])))
+        return
     print(json.dumps(measure(origin, lines, arguments.steps, arguments.at_once)))
 
 
