@@ -166,6 +166,14 @@ def check_cut(
     return longer
 
 
+def cut_notes(plan: Plan, folder: Path) -> list[str]:
+    """Say what was cut of the vocabulary of a base that `prepare_base` prepared."""
+    if plan.model.base.vocabulary.cut == "none":
+        return []
+    about = read_json(folder / "boli.json")["vocabulary"]
+    return [f"the vocabulary of the base is cut to {about['pieces']:,} of {about['of']:,} pieces"]
+
+
 def open_base(plan: Plan, origin: str, observe: Observer) -> Any:
     """Load the base at `origin` as the plan's adapter and local steps need it."""
     from boli.model.base import best_device, load_base

@@ -48,6 +48,7 @@ from boli.preparation import (
     Prepared,
     Stage,
     check_text,
+    cut_notes,
     first_state,
     ignore,
     judge_base,
@@ -551,11 +552,13 @@ def check(plan: Plan) -> Forecast:
     _let_threads_sleep()
     from boli.evaluation.forecast import forecast
 
-    splits = check_text(plan)
+    splits, notes = check_text(plan), list[str]()
     base = plan.model.base
     if base.path is not None:  # what the sites will load, which may be converted and cut first
         path = prepare_base(plan)
+        notes = cut_notes(plan, Path(path))
         base = base.model_copy(update={"path": path, "vocabulary": VocabularyPlan()})
         model = plan.model.model_copy(update={"base": base})
         plan = plan.model_copy(update={"model": model})
-    return forecast(plan, splits)
+    found = forecast(plan, splits)
+    return replace(found, notes=(*found.notes, *notes))

@@ -72,6 +72,8 @@ def test_check_looks_at_the_base_as_sites_will_load_it(
     cut = check(plan)
     assert cut.base_parameters < whole.base_parameters
     assert cut.num_entries == whole.num_entries
+    assert [note for note in cut.notes if "of 320 pieces" in note]
+    assert not [note for note in whole.notes if "pieces" in note]
 
 
 def test_pieces_of_text_that_is_elsewhere_cannot_be_counted(
