@@ -184,8 +184,11 @@ def own_gradient(plan: Plan, site: SitePlan, base: Base, device: torch.device) -
     adapter = attach(base.model, plan.model.adapter, site.rank, device)
     if site.sharding != "none":
         share_out(base.model, site.sharding, device)
+        # A layer is gathered by all at once: each has to pass it as often as the others.
+        update: dict[str, Any] = {"micro_sequences": steps.batch_sequences}
         if steps.compile == "auto":  # graphs would end at every layer that is gathered
-            steps = steps.model_copy(update={"compile": "off"})
+            update["compile"] = "off"
+        steps = steps.model_copy(update=update)
     return OwnGradient(base.model, adapter, steps, framing_of(base.tokenizer).ignored)
 
 
