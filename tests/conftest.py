@@ -51,7 +51,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         path.write_text(json.dumps(reasons, ensure_ascii=False), encoding="utf-8")
 
 
-FAMILIES = ("llama", "qwen2", "qwen3", "bloom")
+FAMILIES = ("llama", "gemma3", "qwen2", "qwen3", "bloom")
 TINY_PLAN: dict[str, Any] = {
     "name": "tiny",
     "corpus": {"held_out": {"test_percent": 10, "tuning_percent": 10}},
@@ -206,9 +206,9 @@ def _tiny_model(family: str, end: int) -> Any:
     else:
         sizes |= {"intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
         sizes |= {"num_key_value_heads": 1, "max_position_embeddings": 64}
-        name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[family]
+        name = {"llama": "Llama", "gemma3": "Gemma3", "qwen2": "Qwen2", "qwen3": "Qwen3"}[family]
         tied = family != "llama"
-        config = getattr(transformers, f"{name}Config")(
+        config = getattr(transformers, f"{name}{'Text' * (family == 'gemma3')}Config")(
             **sizes, head_dim=16, tie_word_embeddings=tied, initializer_range=0.2
         )
         kind = getattr(transformers, f"{name}ForCausalLM")
@@ -225,7 +225,7 @@ def _tiny_model(family: str, end: int) -> Any:
 def family_folder(
     tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """Return a function: llama, qwen2, qwen3 or bloom → folder of a saved random model of it."""
+    """Return a function: one of FAMILIES → folder of a saved random model of it."""
     built: dict[str, Path] = {}
 
     def folder(family: str) -> Path:

@@ -93,14 +93,23 @@ class MicroPlan(Section):
         return self
 
 
+class VocabularyPlan(Section):
+    """Which pieces of the base's vocabulary are kept."""
+
+    cut: Literal["none", "sites"] = "none"  # sites: those that the sites' text and the base's has
+    least_lines: int = Field(3, ge=1)  # of one site, that a piece must occur in
+    most_longer: float = Field(0.05, ge=0)  # share of tokens that a site's text may take more
+
+
 class BasePlan(Section):
-    """The frozen base: a folder or hub id of transformers, or a micro-LLM to build."""
+    """The frozen base: a folder or hub id of transformers, a GGUF file, or a micro-LLM to build."""
 
     path: str | None = None
     micro: MicroPlan | None = None
     language: str = Field(pattern=LANGUAGE)
     text: tuple[TextSource, ...] = ()
     quantize: Literal["none", "4bit"] = "none"
+    vocabulary: VocabularyPlan = VocabularyPlan()
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -110,6 +119,10 @@ class BasePlan(Section):
             raise ValueError("a micro-LLM needs text to be pre-trained on: set model.base.text")
         if self.micro is not None and self.quantize != "none":
             raise ValueError('a micro-LLM is small already: set quantize = "none"')
+        if self.micro is not None and self.vocabulary.cut != "none":
+            raise ValueError(
+                'a micro-LLM\'s vocabulary is its own already: set vocabulary.cut = "none"'
+            )
         return self
 
 
@@ -139,6 +152,8 @@ class LocalStepsPlan(Section):
     keep_moments: bool = True  # AdamW moments stay at the site from order to order
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    micro_sequences: int = Field(0, ge=0, le=65_536)  # of a batch, at a time; 0: by their memory
+    checkpointing: Literal["auto", "on", "off"] = "auto"  # compute layers again on the way back
 
     def rate_at(self, position: float) -> float:
         """Return the learning rate at a position of the run, 0 to 1."""

@@ -6,7 +6,7 @@ What was prepared is kept in run.json, so that every resume goes on with the sam
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,19 @@ def check_text(plan: Plan, *, sites: bool = True) -> dict[str, dict[str, Split]]
     return splits
 
 
-def prepare_base(plan: Plan, observe: Observer = ignore) -> str:
-    """Return the folder or hub id of the plan's base, building a micro-LLM if it has to."""
+def prepare_base(
+    plan: Plan,
+    observe: Observer = ignore,
+    pieces: Mapping[str, int] | None = None,  # to lines; by default counted in text that is here
+) -> str:
+    """Return the folder or hub id of the plan's base: built, converted or cut if it has to be.
+
+    Raises:
+        ModelError: the base cannot be converted or cut, or the cut does not fit a site's text.
+    """
     base = plan.model.base
     if base.path is not None:
-        return base.path
+        return _prepare_real(plan, base.path, observe, pieces)
     from boli.model.base import build_micro
 
     assert base.micro is not None
@@ -98,6 +106,72 @@ def prepare_base(plan: Plan, observe: Observer = ignore) -> str:
         observe(Stage("pre-training the base", step, of, loss))
 
     return str(build_micro(base.micro, text.train, progress).resolve())
+
+
+def _prepare_real(
+    plan: Plan, origin: str, observe: Observer, pieces: Mapping[str, int] | None
+) -> str:
+    from boli.pretrained import find_gguf, folder_of
+
+    file = find_gguf(origin)
+    if file is not None:
+        from boli.model.gguf import build_from_gguf
+
+        observe(Stage("converting the base"))
+        origin = str(build_from_gguf(file).resolve())
+    if plan.model.base.vocabulary.cut == "none":
+        return origin
+    from boli.model.vocabulary import build_cut, merged_counts, piece_counts
+    from boli.pretrained import load_tokenizer
+
+    folder = folder_of(origin)
+    whole = load_tokenizer(str(folder))
+    texts = check_text(plan, sites=pieces is None)
+    if pieces is None:
+        observe(Stage("counting the pieces of the sites' text"))
+        least = plan.model.base.vocabulary.least_lines
+        pieces = merged_counts(
+            piece_counts(whole, [line for split in splits.values() for line in split.train], least)
+            for site, splits in texts.items()
+            if site
+        )
+    # The base's own text is nobody's secret.
+    own = [line for split in texts.get("", {}).values() for line in split.train]
+    observe(Stage("cutting the vocabulary of the base"))
+    cut = build_cut(folder, merged_counts([pieces, piece_counts(whole, own, 1)]))
+    check_cut(plan, whole, load_tokenizer(str(cut)), texts)
+    return str(cut.resolve())
+
+
+def check_cut(
+    plan: Plan, whole: Any, cut: Any, texts: Mapping[str, Mapping[str, Split]]
+) -> dict[str, float]:  # site to the share of tokens that its text takes more
+    """Hold the sites' text that is here against a vocabulary that was cut.
+
+    Raises:
+        ModelError: it takes many more tokens than before.
+    """
+    from boli.evaluation.metrics import LINES_LOOKED_AT
+    from boli.model.vocabulary import check_fit
+
+    longer = {}
+    for site, splits in texts.items():
+        lines = [
+            line for split in splits.values() for line in (*split.train, *split.tuning, *split.test)
+        ]
+        lines = lines[:: max(1, -(-len(lines) // LINES_LOOKED_AT))]
+        if site:
+            most = plan.model.base.vocabulary.most_longer
+            longer[site] = check_fit(whole, cut, lines, f"site {site}", most)
+    return longer
+
+
+def cut_notes(plan: Plan, folder: Path) -> list[str]:
+    """Say what was cut of the vocabulary of a base that `prepare_base` prepared."""
+    if plan.model.base.vocabulary.cut == "none":
+        return []
+    about = read_json(folder / "boli.json")["vocabulary"]
+    return [f"the vocabulary of the base is cut to {about['pieces']:,} of {about['of']:,} pieces"]
 
 
 def open_base(plan: Plan, origin: str, observe: Observer) -> Any:

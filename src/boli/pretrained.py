@@ -79,6 +79,20 @@ def load_part(kind: Any, folder: Path | str) -> Any:
     return kind.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
 
 
+def load_gguf(kind: Any, folder: Path, name: str, **options: Any) -> Any:
+    """Load a model, tokenizer or config from a GGUF file, which lies alone in its folder.
+
+    Alone, because transformers would take other files of the folder along.
+
+    Raises:
+        Exception: whatever transformers raises; its errors have no common kind.
+    """
+    _no_hub_kernels()
+    return kind.from_pretrained(
+        str(folder), gguf_file=name, trust_remote_code=False, local_files_only=True, **options
+    )
+
+
 def load_config(origin: str) -> Any:
     """Load the config of a model, from a folder or by its id at a hub.
 
@@ -109,6 +123,27 @@ def _load_from(kind: Any, origin: str) -> Any:
     if Path(origin).is_dir():
         return load_part(kind, origin)
     return kind.from_pretrained(origin, trust_remote_code=False)
+
+
+def find_gguf(origin: str) -> Path | None:
+    """Return the GGUF file that a path names: itself, or the one in a folder without a config.
+
+    Raises:
+        ModelError: the folder has several, or a part of one.
+    """
+    path = Path(origin).expanduser()
+    if path.is_file():
+        return path if path.suffix == ".gguf" else None
+    if not path.is_dir() or (path / CONFIG).is_file():
+        return None
+    found = sorted(file for file in path.glob("*.gguf") if not file.name.startswith("mmproj"))
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found[:5])
+        raise ModelError(
+            f"{path} holds {len(found)} GGUF files: {names}",
+            "name one of them; parts of one are put together by llama-gguf-split --merge",
+        )
+    return found[0] if found else None
 
 
 def folder_of(origin: str) -> Path:

@@ -41,19 +41,21 @@ from boli.journal import (
     read_head,
 )
 from boli.model.layout import Layout
-from boli.plan import Plan
+from boli.plan import Plan, VocabularyPlan
 from boli.plan_file import plan_from_tables
 from boli.preparation import (
     Observer,
     Prepared,
     Stage,
     check_text,
+    cut_notes,
     first_state,
     ignore,
     judge_base,
     note_base,
     open_base,
     prepare,
+    prepare_base,
     read_json,
 )
 from boli.rounds.checkpoint import CheckpointStore, Found
@@ -254,6 +256,7 @@ def train(
         )
     elif plan is not None:
         check_text(plan, sites=engine is None)
+        _check_counts(plan, engine)
         check_origin(plan.model.base.path or "")
         run = Run(_new_folder(Path(runs), plan.name))
     else:
@@ -275,6 +278,7 @@ def carry_out(folder: Path, plan: Plan, engine: Engine, observe: Observer = igno
     run = Run(folder)
     if run.finished:
         return run
+    _check_counts(plan, engine)
     with locked(folder, "run"):
         if not (folder / "plan.json").exists():
             write_file(folder / "plan.json", plan.model_dump_json(indent=2).encode())
@@ -284,6 +288,20 @@ def carry_out(folder: Path, plan: Plan, engine: Engine, observe: Observer = igno
                 "write a new app: each is one run",
             )
         return _carry_out(run, observe, lambda: False, engine)
+
+
+def _check_counts(plan: Plan, engine: Engine | None) -> None:
+    """Refuse a cut by counts of text that is elsewhere.
+
+    Raises:
+        RunError: the plan asks for it.
+    """
+    if engine is not None and plan.model.base.vocabulary.cut == "sites":
+        raise RunError(
+            'model.base.vocabulary.cut = "sites" counts pieces of text that is on this machine, '
+            "and these sites' is elsewhere",
+            'set it to "none", or give as model.base.path a base that was cut before',
+        )
 
 
 def _new_folder(runs: Path, name: str) -> Path:
@@ -534,4 +552,13 @@ def check(plan: Plan) -> Forecast:
     _let_threads_sleep()
     from boli.evaluation.forecast import forecast
 
-    return forecast(plan, check_text(plan))
+    splits, notes = check_text(plan), list[str]()
+    base = plan.model.base
+    if base.path is not None:  # what the sites will load, which may be converted and cut first
+        path = prepare_base(plan)
+        notes = cut_notes(plan, Path(path))
+        base = base.model_copy(update={"path": path, "vocabulary": VocabularyPlan()})
+        model = plan.model.model_copy(update={"base": base})
+        plan = plan.model_copy(update={"model": model})
+    found = forecast(plan, splits)
+    return replace(found, notes=(*found.notes, *notes))

@@ -78,8 +78,10 @@ def forecast(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> Forecast:
     adapter = plan.model.adapter
     layouts = {site.name: adapter_layout(model, adapter, site.rank) for site in plan.site}
     layout = adapter_layout(model, adapter)
+    base_bytes, step_bytes = _memory(plan, model, parameters)
     sites = tuple(
-        _site(plan, site, layouts[site.name], splits[site.name], parameters) for site in plan.site
+        _site(plan, site, layouts[site.name], splits[site.name], base_bytes, step_bytes)
+        for site in plan.site
     )
     steps = plan.model.local_steps
     num_updates = plan.rounds.total * plan.buffer_size
@@ -134,17 +136,47 @@ def _empty_model(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> tuple
         return transformers.AutoModelForCausalLM.from_config(config), cached
 
 
+def _memory(plan: Plan, model: Any, parameters: int) -> tuple[int, int]:
+    """Return the bytes of a base while it is loaded, and of a base with a step upon it.
+
+    Each but for the vectors of the adapter. What a file holds in half precision is there twice
+    while it is read.
+    """
+    from boli.evaluation.metrics import TOKENS_AT_ONCE
+    from boli.model.base import best_device
+    from boli.model.memory import head_bytes, needs_of
+
+    base, steps = plan.model.base, plan.model.local_steps
+    needs = needs_of(model, steps, 4, best_device())
+    held = int(parameters * (0.6 if base.quantize == "4bit" else 4))
+    on_disk = _weights_bytes(base.path) or 2 * parameters  # most of a hub's are in 16 bits
+    trained = needs.sequences * steps.sequence_length
+    logits = max(
+        head_bytes(model, trained, plan.model.adapter.kind == "full"),
+        head_bytes(model, TOKENS_AT_ONCE, False),
+    )
+    return held + on_disk, held + needs.activation_bytes + logits
+
+
+def _weights_bytes(origin: str | None) -> int:
+    if origin is None:
+        return 0
+    return sum(path.stat().st_size for path in Path(origin).glob("*.safetensors"))
+
+
 def _site(
-    plan: Plan, site: SitePlan, layout: Layout, splits: Mapping[str, Split], parameters: int
+    plan: Plan,
+    site: SitePlan,
+    layout: Layout,
+    splits: Mapping[str, Split],
+    base_bytes: int,  # while it is loaded
+    step_bytes: int,  # of it and a step
 ) -> SiteForecast:
     frame = HEADER_BYTES + MESSAGE_BYTES
     up = frame + _expected(plan.codec, layout.size, plan.rounds.total)
     down = frame + _expected(plan.codec.down, layout.size, plan.rounds.total)
-    steps = plan.model.local_steps
-    tokens = steps.batch_sequences * steps.sequence_length
-    base_bytes = parameters * (0.6 if plan.model.base.quantize == "4bit" else 4)
     # Vectors: trained, gradient, two moments, version, pseudo-gradient, payload.
-    memory = PROCESS_BYTES + base_bytes + 7 * 4 * layout.size + 4 * tokens * 6000
+    memory = PROCESS_BYTES + max(base_bytes, step_bytes + 7 * 4 * layout.size)
     return SiteForecast(
         site.name,
         {language: split.counts for language, split in splits.items()},

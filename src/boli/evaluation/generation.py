@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from boli.errors import CorpusError, ModelError
-from boli.model.local_steps import end_token
+from boli.model.framing import framing_of
 
 PROMPT_WORDS = 5
 CONTINUED_TOKENS = 48
@@ -78,11 +78,11 @@ def _written(
     model: Any, tokenizer: Any, prompt: str, max_length: int, seed: int | None = None
 ) -> str:
     """Return what follows a prompt, up to the end token or the end of its line."""
-    end = end_token(tokenizer)
+    framing = framing_of(tokenizer)
     device = next(model.parameters()).device
-    room = max(1, max_length - CONTINUED_TOKENS - 1)
+    room = max(1, max_length - CONTINUED_TOKENS - len(framing.begin))
     own = tokenizer(prompt, add_special_tokens=False)["input_ids"][-room:]
-    tokens = torch.tensor([[end, *own]], device=device)
+    tokens = torch.tensor([[*framing.begin, *own]], device=device)
     generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
     written: list[int] = []
     past = None
@@ -91,7 +91,7 @@ def _written(
         out = model(input_ids=tokens, past_key_values=past, use_cache=True)
         past = out.past_key_values
         token = _chosen(out.logits[0, -1].float().cpu(), generator)
-        if token == end:
+        if token == framing.end:
             break
         written.append(token)
         tokens = torch.tensor([[token]], device=device)

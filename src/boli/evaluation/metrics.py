@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from boli.corpus.round_trip import BITS_A_BYTE, lost_bytes
 from boli.errors import DivergedError, ModelError
-from boli.model.local_steps import end_token
+from boli.model.framing import Framing, framing_of
+from boli.model.local_steps import token_losses
 from boli.model.ngram import TOKEN_ORDER, Expert, NGram, counted_lines
 
 Floats = NDArray[np.float64]
@@ -122,7 +123,7 @@ def line_bits(
 
 
 def score_lines(model: Any, tokenizer: Any, lines: Sequence[str], max_length: int) -> Scored:
-    """Score each line by itself, from the end token to the next end token.
+    """Score each line by itself, as the tokenizer begins and ends a text; the end is scored too.
 
     A line longer than the model can read is cut into windows that overlap by
     half; every token is scored once, in the window that gives it more context.
@@ -132,11 +133,11 @@ def score_lines(model: Any, tokenizer: Any, lines: Sequence[str], max_length: in
         ModelError: the tokenizer has tokens that the model has not.
     """
     tokens = _tokens(tokenizer, lines)
-    rows = _framed(tokenizer, tokens)
-    logs = _token_logs(model, tokenizer, rows, max_length)
+    framing = framing_of(tokenizer)
+    logs = _token_logs(model, framing, tokens, max_length)
     lost = np.array(lost_bytes(tokenizer, lines, tokens), np.int64)
     sizes = np.array([len(line.encode()) + 1 for line in lines], np.int64)
-    return Scored(rows, logs, sizes, lost)
+    return Scored(_framed(framing, tokens), logs, sizes, lost)
 
 
 def fit_expert(
@@ -153,30 +154,31 @@ def fit_expert(
         CorpusError: there are no training lines.
         ModelError: the tokenizer has tokens that the model has not.
     """
+    framing = framing_of(tokenizer)
     lines, counted = counted_lines(train), list[NDArray[np.int32]]()
     for start in range(0, len(lines), LINES_AT_ONCE):  # as lists all would take 10 times as much
-        rows = _framed(tokenizer, _tokens(tokenizer, lines[start : start + LINES_AT_ONCE]))
+        rows = _framed(framing, _tokens(tokenizer, lines[start : start + LINES_AT_ONCE]))
         counted += [np.array(row, np.int32) for row in rows]
     num_symbols = _num_embeddings(model) or len(tokenizer)
     ngrams = NGram.train(counted, TOKEN_ORDER, num_symbols)
     return Expert.fit(ngrams, tuning.rows, tuning.logs)
 
 
-def _framed(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return the tokens of lines with what each is predicted from, and with its end."""
-    end = end_token(tokenizer)
-    return [[end, *row, end] for row in rows]
+def _framed(framing: Framing, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the tokens of lines with the one before the first that is scored, and with the end."""
+    return [framing.scored(row)[len(framing.begin) - 1 :] for row in rows]
 
 
 @torch.no_grad()
 def _token_logs(
-    model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_length: int
-) -> Floats:  # (n,) of every token but the first of each row, one row behind the other
+    model: Any, framing: Framing, rows: Sequence[Sequence[int]], max_length: int
+) -> Floats:  # (n,) of every token and of the end, one row behind the other
     """Return the log-probability of each token, in nats."""
     _check_vocabulary(model, max((max(row, default=0) for row in rows), default=0))
     windows: list[tuple[list[int], int]] = []  # tokens, and how many at the end are scored
     for row in rows:
-        windows += _windows(list(row), min(max_length, LONGEST_WINDOW))
+        framed = framing.scored(row)
+        windows += _windows(framed, min(max_length, LONGEST_WINDOW), len(framing.begin))
     places = np.cumsum([0, *(count for _, count in windows)])  # of the first one that is scored
     order = sorted(range(len(windows)), key=lambda number: len(windows[number][0]))
     logs = np.zeros(int(places[-1]))
@@ -190,8 +192,7 @@ def _token_logs(
         ):
             stop += 1
         batch = order[start:stop]
-        end = end_token(tokenizer)
-        nats = _batch_nats(model, [windows[number] for number in batch], end, device)
+        nats = _batch_nats(model, [windows[number] for number in batch], framing.end, device)
         scored = [np.arange(places[number], places[number + 1]) for number in batch]
         logs[np.concatenate(scored)] = -nats
         start = stop
@@ -253,11 +254,15 @@ def _num_embeddings(model: Any) -> int | None:
     return None if size is None else int(size)
 
 
-def _windows(tokens: list[int], max_length: int) -> list[tuple[list[int], int]]:
+def _windows(
+    tokens: list[int],
+    max_length: int,
+    given: int = 1,  # tokens at the beginning that are not scored
+) -> list[tuple[list[int], int]]:
     if len(tokens) <= max_length:
-        return [(tokens, len(tokens) - 1)]
+        return [(tokens, len(tokens) - given)]
     stride = max_length // 2
-    windows = [(tokens[:max_length], max_length - 1)]
+    windows = [(tokens[:max_length], max_length - given)]
     for start in range(stride, len(tokens) - stride, stride):
         window = tokens[start : start + max_length]
         scored = len(window) - (max_length - stride)
@@ -277,9 +282,6 @@ def _batch_nats(
         scored[row, len(window) - 1 - count : len(window) - 1] = True
     # Padding is on the right of a causal model: what is scored never sees it.
     inputs: Tensor = torch.from_numpy(tokens).to(device)
-    logits = model(input_ids=inputs[:, :-1], use_cache=False).logits.float()
-    losses = nn.functional.cross_entropy(
-        logits.transpose(1, 2), inputs[:, 1:], reduction="none"
-    ).double()
+    losses = token_losses(model, inputs).double()
     nats: Floats = losses[torch.from_numpy(scored).to(device)].cpu().numpy()
     return nats

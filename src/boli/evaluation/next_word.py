@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from boli.errors import ModelError
 from boli.evaluation.keystrokes import SIGNS, WORD, Candidates
-from boli.model.local_steps import end_token
+from boli.model.framing import Framing, framing_of
 
 BEAM = 12  # spellings that are followed at once
 DEEPEST = 12  # tokens of a word
@@ -115,6 +115,7 @@ class LanguageModel:
     tokenizer: Any
     max_length: int
     pieces: Pieces = field(init=False)
+    framing: Framing = field(init=False)
     ends: NDArray[np.bool_] = field(init=False)  # (tokens,) a word before it has ended
     _last: tuple[str, Any, Logs] | None = field(init=False, default=None)
 
@@ -122,7 +123,8 @@ class LanguageModel:
         size = self.model.get_output_embeddings().weight.shape[0]
         self.pieces = pieces_of(self.tokenizer, size)
         self.ends = self.pieces.ends.copy()
-        self.ends[end_token(self.tokenizer)] = True
+        self.framing = framing_of(self.tokenizer)
+        self.ends[self.framing.end] = True
         self.model.eval()
 
     def candidates(self, before: str, prefix: str, most: int) -> Candidates:
@@ -155,8 +157,8 @@ class LanguageModel:
         """Return the cache of a text, and the log probabilities of the next token."""
         if self._last is None or self._last[0] != before:
             tokens = self.tokenizer(before, add_special_tokens=False)["input_ids"] if before else []
-            room = max(1, self.max_length - DEEPEST - 1)
-            tokens = [end_token(self.tokenizer), *tokens[-room:]]
+            room = max(1, self.max_length - DEEPEST - len(self.framing.begin))
+            tokens = [*self.framing.begin, *tokens[-room:]]
             with torch.no_grad():
                 found = self.model(input_ids=self._tensor([tokens]), use_cache=True)
             self._last = before, found.past_key_values, _logs(found.logits[:, -1])[0]

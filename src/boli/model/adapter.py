@@ -37,7 +37,8 @@ class _MergedProduct(torch.autograd.Function):
     """x (W + s·Bᵀ A)ᵀ with one large product each way, where x W and x Aᵀ B would take two.
 
     Worth it in float32 with many tokens to a weight; in bf16 the sum would round
-    the adapter away.
+    the adapter away. The merged weight is made again for the way back: kept, those of all
+    layers would be a second base in memory.
     """
 
     @staticmethod
@@ -45,17 +46,19 @@ class _MergedProduct(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
     ) -> Tensor:
         merged = torch.addmm(weight, b.t(), a, alpha=scale)
-        ctx.save_for_backward(x, merged, a, b)
+        ctx.save_for_backward(x, weight, a, b)
         ctx.scale = scale
         return functional.linear(x, merged, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        x, merged, a, b = ctx.saved_tensors
+        x, weight, a, b = ctx.saved_tensors
         needs_x, needs_a, needs_b = (ctx.needs_input_grad[i] for i in (0, 3, 4))
-        g = gradients[0].reshape(-1, merged.shape[0])
-        flat = x.reshape(-1, merged.shape[1])
-        grad_x = (g @ merged).view(x.shape) if needs_x else None
+        g = gradients[0].reshape(-1, weight.shape[0])
+        flat = x.reshape(-1, weight.shape[1])
+        grad_x = None
+        if needs_x:
+            grad_x = (g @ torch.addmm(weight, b.t(), a, alpha=ctx.scale)).view(x.shape)
         grad_a = ((g @ b.t()).mul_(ctx.scale).t() @ flat) if needs_a else None
         grad_b = ((flat @ a.t()).mul_(ctx.scale).t() @ g) if needs_b else None
         return grad_x, None, None, grad_a, grad_b, None
@@ -102,9 +105,15 @@ class LoraLinear(nn.Module):
         """Return A (rank, in) and B (out, rank) of plain LoRA with the same effect."""
         return self._a(), self.b.t()
 
+    def _pays(self, x: Tensor) -> bool:
+        """Tell whether merging the weight takes less work than the low rank for each token."""
+        out_features, in_features = self.base.weight.shape  # type: ignore[misc]
+        tokens = x.numel() // in_features
+        return bool(tokens * (in_features + out_features) >= in_features * out_features)
+
     def forward(self, x: Tensor) -> Tensor:
         a = self._a()
-        if self._merges and x.dtype == torch.float32:
+        if self._merges and x.dtype == torch.float32 and self._pays(x):
             base: Any = self.base
             return _MergedProduct.apply(x, base.weight, base.bias, a, self.b, self.scale)  # type: ignore[no-untyped-call, no-any-return]
         low = functional.linear(x, a.to(x.dtype))

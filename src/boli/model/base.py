@@ -23,7 +23,7 @@ from boli.errors import ModelError, StorageError
 from boli.model.adapter import attach
 from boli.model.local_steps import LocalSteps, PackedText, computes_in_half, token_lines
 from boli.plan import AdapterPlan, BasePlan, LocalStepsPlan, MicroPlan
-from boli.pretrained import folder_of, load_model, load_part
+from boli.pretrained import find_gguf, folder_of, load_model, load_part
 
 BUILD_SECONDS = 3600.0  # that a process waits while another builds the same base
 MICRO_FORMAT = 1  # of the folder that a micro-LLM is cached in; part of its hash
@@ -129,10 +129,13 @@ def check_origin(origin: str) -> None:
     Raises:
         ModelError: there is no model there.
     """
-    if origin.startswith(("/", ".", "~")) and not (Path(origin) / "config.json").is_file():
+    if not origin.startswith(("/", ".", "~")) or (Path(origin) / "config.json").is_file():
+        return
+    if find_gguf(origin) is None:
         raise ModelError(
             f"there is no base model at {origin}",
-            "model.base.path needs a folder with config.json, or the id of a model hub",
+            "model.base.path needs a folder with config.json, a GGUF file, or the id of a model "
+            "hub",
         )
 
 
@@ -239,18 +242,27 @@ def build_micro(
     Raises:
         StorageError: the cache cannot be written.
     """
+    return built(micro_digest(plan, lines), lambda folder: _pretrain(plan, lines, folder, progress))
+
+
+def built(name: str, build: Callable[[Path], None]) -> Path:
+    """Return the folder of a base in the cache; `build` fills it, once for all processes.
+
+    Raises:
+        StorageError: the cache cannot be written.
+    """
     bases = home() / "bases"
-    folder = bases / micro_digest(plan, lines)
+    folder = bases / name
     if (folder / "config.json").is_file():
         return folder
-    unfinished = bases / f".building-{folder.name}"
-    with locked(bases / f".{folder.name}", "the base that is built in", BUILD_SECONDS):
+    unfinished = bases / f".building-{name}"
+    with locked(bases / f".{name}", "the base that is built in", BUILD_SECONDS):
         if (folder / "config.json").is_file():  # another process built it meanwhile
             return folder
         try:
             shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
             unfinished.mkdir()
-            _pretrain(plan, lines, unfinished, progress)
+            build(unfinished)
             sync_tree(unfinished)
             unfinished.rename(folder)
             sync_folder(bases)

@@ -128,7 +128,7 @@ def _check_files(folder: Path, names: Collection[str]) -> None:
             if tensor in shapes:
                 raise refused(f"the weights hold {tensor[:80]!r} twice")
             shapes[tensor] = count
-    _check_size(config, shapes)
+    check_size(config, shapes)
 
 
 def _allow_keys(path: Path, allowed: Collection[str]) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
 
 def _check_table(table: Mapping[str, Any], form: Any, where: str) -> None:
     """Check a table of a config against its class, and its tables against theirs."""
-    known = _known_keys(form)
+    known = known_keys(form)
     parts = form.sub_configs
     for key, value in table.items():
         if key not in known:
@@ -214,7 +214,7 @@ def _check_table(table: Mapping[str, Any], form: Any, where: str) -> None:
             _check_value(key, value, f"{where} of the base: {key}")
 
 
-def _known_keys(form: Any) -> set[str]:
+def known_keys(form: Any) -> set[str]:
     """Return the keys that a config's class declares, or writes by itself."""
     names = {field.name for field in dataclasses.fields(form)} | {"tokenizer_class"}
     names |= {*form.attribute_map, *form.attribute_map.values()} | LEGACY_KEYS
@@ -316,10 +316,16 @@ class _TooManyError(Exception):
     """A model has more modules than its weights can be for."""
 
 
-def _check_size(config: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+def check_size(
+    config: Mapping[str, Any],
+    counts: Mapping[str, int],  # tensor to its number of parameters
+) -> None:
     """Refuse a config that describes more parameters than the weights hold.
 
     The model is built without memory, and no further than its weights can reach.
+
+    Raises:
+        ModelError: it does, or it describes no model.
     """
     import torch
     from torch.nn.modules import module as hooks

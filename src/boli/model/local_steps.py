@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from boli.errors import CorpusError, SiteError
+from boli.model import memory
 from boli.model.adapter import Adapter
+from boli.model.framing import framing_of
 from boli.plan import LocalStepsPlan
 
 # Their logits are a plain product of the hidden state and the output embedding.
-PLAIN_HEADS = {"llama", "qwen2", "qwen3", "mistral", "bloom", "gpt2", "phi3", "olmo2"}
+PLAIN_HEADS = {"llama", "qwen2", "qwen3", "mistral", "bloom", "gpt2", "phi3", "olmo2"} | {
+    *("gemma", "gemma3_text")
+}
 LOGITS_AT_ONCE = 1 << 22  # entries of a block of logits
 Tokens = NDArray[np.int64]  # (n, length) full sequences
 
@@ -30,14 +34,15 @@ Tokens = NDArray[np.int64]  # (n, length) full sequences
 class PackedText:
     """Token lines in one endless stream of full sequences, shuffled anew in every pass.
 
-    Each line ends with the end token; a sequence begins where the one before
-    ended, so that there is no padding. The cursor and the seed say all.
+    Each line stands between its begin and end tokens; a sequence begins where the one
+    before ended, so that there is no padding. The cursor and the seed say all.
     """
 
-    lines: Sequence[NDArray[np.uint32]]  # tokens of each line, end token included
+    lines: Sequence[NDArray[np.uint32]]  # tokens of each line, those that frame it included
     sequence_length: int
     seed: int
     position: int = 0  # sequences handed out, over all passes
+    ignored: tuple[int, ...] = ()  # tokens that are not predicted, as they frame the lines
     _pass: int = -1
     _sequences: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
 
@@ -60,6 +65,11 @@ class PackedText:
             rows.append(self._sequences[row])
             self.position += 1
         return np.stack(rows)
+
+    def predicted(self, batch: Tokens) -> int:
+        """Return how many tokens of a batch are predicted: all but the first of each sequence."""
+        targets = batch[:, 1:]
+        return targets.size - int(np.isin(targets, self.ignored).sum())
 
     def _shuffle(self, number: int) -> None:
         draw = np.random.Generator(np.random.PCG64([self.seed, number]))
@@ -101,22 +111,67 @@ class _HeadLoss(torch.autograd.Function):
         return gradient * gradients[0].to(gradient.dtype), None, None, None
 
 
-def summed_loss(model: Any, tokens: Tensor) -> tuple[Tensor, int]:
-    """Return the summed next-token loss of (n, length) full sequences, and how many it sums.
+def has_plain_head(model: Any) -> bool:
+    """Tell whether a model's logits are a plain product, which needs no more than a block of them.
 
-    The loss is in nats.
+    A model that PEFT wraps is none: its body is hidden.
     """
+    from transformers import PreTrainedModel
+
+    return (
+        isinstance(model, PreTrainedModel)
+        and model.config.model_type in PLAIN_HEADS
+        and getattr(model.config, "final_logit_softcapping", None) is None
+    )
+
+
+@torch.no_grad()
+def token_losses(
+    model: Any,
+    tokens: Tensor,  # (n, length)
+) -> Tensor:  # (n, length - 1) float32
+    """Return the loss of every token but the first, in nats, a block of logits at a time."""
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    if not has_plain_head(model):
+        logits = model(input_ids=inputs, use_cache=False).logits.float()
+        return nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    head, chosen = model.get_output_embeddings(), targets.reshape(-1)
+    hidden = model.base_model(input_ids=inputs, use_cache=False)[0]
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    block = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+    losses = [
+        nn.functional.cross_entropy(
+            head(hidden[start : start + block]).float(),
+            chosen[start : start + block],
+            reduction="none",
+        )
+        for start in range(0, hidden.shape[0], block)
+    ]
+    return torch.cat(losses).view(targets.shape)
+
+
+def summed_loss(
+    model: Any,
+    tokens: Tensor,  # (n, length) full sequences
+    ignored: Sequence[int] = (),  # tokens whose prediction does not count
+) -> tuple[Tensor, int]:
+    """Return the summed next-token loss, in nats, and how many tokens it sums."""
     inputs, targets = tokens[:, :-1], tokens[:, 1:].reshape(-1)
+    counted = None
+    if ignored:
+        counted = ~torch.isin(targets, torch.tensor(list(ignored), device=targets.device))
+        targets = targets[counted]
     head = model.get_output_embeddings()
-    if model.config.model_type in PLAIN_HEADS and not head.weight.requires_grad:
+    if has_plain_head(model) and not head.weight.requires_grad:
         hidden = model.base_model(input_ids=inputs, use_cache=False)[0]
         hidden = hidden.reshape(-1, hidden.shape[-1])
+        hidden = hidden if counted is None else hidden[counted]
         loss = _HeadLoss.apply(hidden, head.weight, getattr(head, "bias", None), targets)  # type: ignore[no-untyped-call]
     else:
         logits = model(input_ids=inputs, use_cache=False).logits
-        loss = nn.functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]).float(), targets, reduction="sum"
-        )
+        logits = logits.reshape(-1, logits.shape[-1])
+        logits = logits if counted is None else logits[counted]
+        loss = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
     return loss, targets.numel()
 
 
@@ -149,14 +204,19 @@ class Gradient(Protocol):
 
 
 class OwnGradient:
-    """The gradient of a batch, made by this process alone."""
+    """The gradient of a batch, made by this process alone, a part of the batch at a time."""
 
-    def __init__(self, model: Any, adapter: Adapter, plan: LocalStepsPlan) -> None:
-        self.model, self.adapter = model, adapter
+    def __init__(
+        self, model: Any, adapter: Adapter, plan: LocalStepsPlan, ignored: Sequence[int] = ()
+    ) -> None:
+        self.model, self.adapter, self._ignored = model, adapter, ignored
         self.device = adapter.flat.device
         # A bf16 base computes in bf16 by itself; the float32 masters of `full` need autocast.
         frozen = next(model.parameters()).dtype
         self._autocast = frozen == torch.float32 and computes_in_half(plan, self.device)
+        needs = memory.needs_of(model, plan, frozen.itemsize, self.device)
+        self._at_once = needs.sequences
+        self._layers = memory.recompute(model) if needs.recomputes else []
         # Compiling pays where steps are many and kernels small: on GPUs, by default.
         if plan.compile == "on" or (plan.compile == "auto" and self.device.type == "cuda"):
             model.base_model.compile()
@@ -164,10 +224,14 @@ class OwnGradient:
     def of(self, batch: Tokens, number: int) -> Tensor:
         tokens = torch.from_numpy(batch).to(self.device, non_blocking=True)
         self.adapter.gradient.zero_()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            total, _ = summed_loss(self.model, tokens)
-        (total / number).backward()  # type: ignore[no-untyped-call]
-        return total.detach()
+        summed = torch.zeros((), device=self.device)
+        with memory.recomputing(self._layers):
+            for rows in torch.split(tokens, self._at_once):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+                    total, _ = summed_loss(self.model, rows, self._ignored)
+                (total / number).backward()  # type: ignore[no-untyped-call]
+                summed += total.detach()
+        return summed
 
 
 class LocalSteps:
@@ -187,7 +251,7 @@ class LocalSteps:
     ) -> None:
         self.model, self.adapter, self.text, self.plan = model, adapter, text, plan
         self.device = adapter.flat.device
-        self._gradient = gradient or OwnGradient(model, adapter, plan)
+        self._gradient = gradient or OwnGradient(model, adapter, plan, text.ignored)
         parameter = nn.Parameter(adapter.flat)
         parameter.grad = adapter.gradient
         self._optimizer = torch.optim.AdamW(
@@ -247,7 +311,7 @@ class LocalSteps:
 
     def _step(self, rate: float) -> float:
         batch = self.text.take(self.plan.batch_sequences)
-        number = self.plan.batch_sequences * (self.plan.sequence_length - 1)  # predicted tokens
+        number = self.text.predicted(batch)
         total = self._gradient.of(batch, number)
         norm = torch.linalg.vector_norm(self.adapter.gradient)
         self.adapter.gradient.mul_((self.plan.clip_norm / (norm + 1e-6)).clamp(max=1.0))
@@ -279,21 +343,13 @@ class LocalSteps:
 
 
 def token_lines(tokenizer: Any, lines: Sequence[str]) -> Iterator[NDArray[np.uint32]]:
-    """Yield the tokens of each line, with the end token behind."""
-    end = end_token(tokenizer)
-    for start in range(0, len(lines), 1000):
-        batch = list(lines[start : start + 1000])
-        for tokens in tokenizer(batch, add_special_tokens=False)["input_ids"]:
-            yield np.array([*tokens, end], np.uint32)
-
-
-def end_token(tokenizer: Any) -> int:
-    """Return the token that ends a line, and that every line is predicted from.
+    """Yield the tokens of each line, framed as the tokenizer's base was trained with.
 
     Raises:
         CorpusError: the tokenizer has neither an end nor a begin token.
     """
-    for token in (tokenizer.eos_token_id, tokenizer.bos_token_id):
-        if token is not None:
-            return int(token)
-    raise CorpusError("the tokenizer has no end token", "set eos_token in its tokenizer_config")
+    framing = framing_of(tokenizer)
+    for start in range(0, len(lines), 1000):
+        batch = list(lines[start : start + 1000])
+        for tokens in tokenizer(batch, add_special_tokens=False)["input_ids"]:
+            yield np.array(framing.packed(tokens), np.uint32)

@@ -149,7 +149,8 @@ class Crew:
         for worker in self._workers:
             worker.check(None)
         if self.sharded:
-            own.model.register_forward_pre_hook(self._forward_with_workers, with_kwargs=True)
+            body = own.model.base_model
+            body.register_forward_pre_hook(self._forward_with_workers, with_kwargs=True)
 
     def of(self, batch: Tokens, number: int) -> Tensor:
         """Set the adapter's gradient to the whole batch's; see Gradient.

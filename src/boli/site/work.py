@@ -25,6 +25,7 @@ from boli.evaluation.metrics import (
 )
 from boli.model.adapter import adapter_layout, attach
 from boli.model.base import Base, best_device, check_length, load_base
+from boli.model.framing import framing_of
 from boli.model.group import share_out
 from boli.model.layout import Layout, Vector
 from boli.model.local_steps import LocalSteps, OwnGradient, PackedText, token_lines
@@ -76,7 +77,8 @@ class TrainingWork:
             steps = steps.model_copy(update={"clip_norm": clip_norm})
         length = steps.sequence_length
         seed = int(share_of(f"{plan.rounds.seed}/{site.name}") * 1e9)
-        text = PackedText(list(token_lines(base.tokenizer, lines)), length, seed)
+        tokens = list(token_lines(base.tokenizer, lines))
+        text = PackedText(tokens, length, seed, ignored=framing_of(base.tokenizer).ignored)
         if crew is not None:
             crew.ready(own)
         self.steps = LocalSteps(base.model, self.adapter, text, steps, crew or own)
@@ -257,9 +259,12 @@ def own_gradient(plan: Plan, site: SitePlan, base: Base, device: torch.device) -
     adapter = attach(base.model, plan.model.adapter, site.rank, device)
     if site.sharding != "none":
         share_out(base.model, site.sharding, device)
+        # A layer is gathered by all at once: each has to pass it as often as the others.
+        update: dict[str, Any] = {"micro_sequences": steps.batch_sequences}
         if steps.compile == "auto":  # graphs would end at every layer that is gathered
-            steps = steps.model_copy(update={"compile": "off"})
-    return OwnGradient(base.model, adapter, steps)
+            update["compile"] = "off"
+        steps = steps.model_copy(update=update)
+    return OwnGradient(base.model, adapter, steps, framing_of(base.tokenizer).ignored)
 
 
 def open_work(plan: Plan, site: SitePlan, origin: str, num_sites: int = 0) -> TrainingWork:

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import tokenizers
+import torch
+import transformers
 from transformers import PreTrainedTokenizerFast
 
 from boli.errors import ModelError
-from boli.evaluation.forecast import _notes, _notes_on_one_site
-from boli.plan import Plan
+from boli.evaluation.forecast import _memory, _notes, _notes_on_one_site, _site
+from boli.model.adapter import adapter_layout
+from boli.plan import AdapterPlan, LocalStepsPlan, Plan
 from boli.preparation import check_text
 from boli.run import check
 
@@ -107,3 +110,48 @@ def test_check_says_when_no_earlier_version_can_be_exported(
     plan = tiny_plan(tmp_path, rounds={"total": 4}, evaluation={"every_rounds": every_rounds})
     notes = "\n".join(_notes(plan, {site.name: {} for site in plan.site}))
     assert ("only the last version is judged" in notes) is told
+
+
+SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30} | {
+    **{"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49_152},
+    **{"tie_word_embeddings": True},
+}
+GEMMA = {"hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18} | {
+    **{"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256},
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "sizes", "measured"),
+    [
+        # Peaks of processes that took steps of 8 × 128 tokens with LoRA of rank 16:
+        # benchmarks/real_bases.py, weights in half precision on the disk.
+        (transformers.LlamaConfig, SMOLLM2, 1.41e9),
+        (transformers.Gemma3TextConfig, GEMMA | {"vocab_size": 262_144}, 2.0e9),
+    ],
+)
+def test_memory_of_real_bases_is_within_a_fifth_of_what_was_measured(
+    form: Any, sizes: dict[str, Any], measured: float, plan: Plan
+) -> None:
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(form(**sizes))
+    base = plan.model.base.model_copy(update={"path": "of/a-hub"})
+    steps = LocalStepsPlan()
+    update = {"base": base, "local_steps": steps, "adapter": AdapterPlan()}
+    plan = plan.model_copy(update={"model": plan.model.model_copy(update=update)})
+    parameters = sum(p.numel() for p in model.parameters())
+    layout = adapter_layout(model, plan.model.adapter)
+    loaded, step = _memory(plan, model, parameters)
+    site = _site(plan, plan.site[0], layout, {}, loaded, step)
+    assert site.memory_bytes == pytest.approx(measured, rel=0.2)
+
+
+def test_logits_that_are_not_made_in_blocks_are_counted(plan: Plan) -> None:
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(
+            transformers.LlamaConfig(**SMOLLM2 | {"vocab_size": 262_144})
+        )
+    _, blocks = _memory(plan, model, 1)
+    model.config.final_logit_softcapping = 30.0
+    _, whole = _memory(plan, model, 1)
+    assert whole - blocks > 4096 * 262_144 * 4

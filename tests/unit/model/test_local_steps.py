@@ -21,7 +21,6 @@ from boli.model.local_steps import (
     LocalSteps,
     PackedText,
     _HeadLoss,
-    end_token,
     summed_loss,
     token_lines,
 )
@@ -130,13 +129,6 @@ def test_each_line_gets_its_tokens_and_the_end_token(tiny_tokenizer: Any) -> Non
         assert tiny_tokenizer.decode(tokens[:-1]) == line
 
 
-def test_tokenizer_without_an_end_token_uses_its_begin_token_or_is_refused() -> None:
-    assert end_token(SimpleNamespace(eos_token_id=0, bos_token_id=5)) == 0
-    assert end_token(SimpleNamespace(eos_token_id=None, bos_token_id=5)) == 5
-    with pytest.raises(CorpusError, match="no end token"):
-        end_token(SimpleNamespace(eos_token_id=None, bos_token_id=None))
-
-
 # --- the loss
 
 
@@ -198,6 +190,28 @@ def test_trained_or_unknown_heads_take_the_plain_way(llama: Path, load_tiny: Loa
     other.model.config.model_type = "never-heard-of"
     found, _ = summed_loss(other.model, tokens)
     assert found.item() == pytest.approx(plain_loss(other.model, tokens).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "never-heard-of"])
+def test_ignored_tokens_are_read_and_not_predicted(
+    llama: Path, load_tiny: Load, model_type: str
+) -> None:
+    base = load_tiny(llama)
+    attach(base.model, LORA)
+    base.model.config.model_type = model_type
+    tokens = torch.from_numpy(PackedText(made_up_tokens(), 16, 5).take(3))
+    ignored = tuple({int(tokens[0, 3]), int(tokens[1, 5])})
+    found, number = summed_loss(base.model, tokens, ignored)
+    logits = base.model(input_ids=tokens).logits[:, :-1].double()
+    targets = tokens[:, 1:].clone()
+    targets[torch.isin(targets, torch.tensor(ignored))] = -100
+    expected = nn.functional.cross_entropy(
+        logits.reshape(-1, 320), targets.reshape(-1), reduction="sum"
+    )
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert number == int((targets != -100).sum()) < targets.numel()
+    text = PackedText(made_up_tokens(), 16, 5, ignored=ignored)
+    assert text.predicted(text.take(3)) == number
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
