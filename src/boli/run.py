@@ -455,7 +455,7 @@ def _rounds(
         downlink_decay=decay_for(plan.codec.down, rounds.total),
         cohorts=cohorts_for(plan),
         keeps_frames=rounds.robust != "none" or frames_bytes <= FRAMES_KEPT_BYTES,
-        reach=reach_of(plan),
+        reach=reach_of(plan, [segment.shape for segment in layout.segments]),
         robust=rounds.robust,
         trim_share=rounds.trim_share,
         suspicion=Suspicion(rounds.suspend, early_versions(len(plan.site), plan.buffer_size)),

@@ -258,7 +258,7 @@ def test_ordinary_plans_are_within_the_usual_limits() -> None:
 @pytest.mark.parametrize(
     ("settings", "limit"),
     [
-        (["model.adapter.kind=full"], "adapters"),
+        (["model.adapter.kind=full", "rounds.local_steps=15"], "min_tokens_full"),
         (["rounds.local_steps=1"], "min_tokens"),
         (["model.local_steps.batch_sequences=1"], "min_tokens"),
         (["model.local_steps.sequence_length=8"], "min_tokens"),
@@ -308,7 +308,7 @@ def test_each_limit_has_words_of_its_own_at_the_coordinator() -> None:
         assert "limits." + name.replace("_", "-") in PUBLIC_WORDS
     assert NotAcceptedError("").code in PUBLIC_WORDS
     with pytest.raises(LimitError) as caught:
-        Limits().check_plan(shipped("model.adapter.kind=full"))
+        Limits(adapters=("lora",)).check_plan(shipped("model.adapter.kind=full"))
     assert caught.value.code == "limits.adapters"
 
 
