@@ -12,7 +12,7 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from boli.errors import ModelError
-from boli.evaluation.forecast import _notes, _notes_on_one_site
+from boli.evaluation.forecast import _notes, _notes_on_one_site, _of_muon
 from boli.plan import Plan
 from boli.preparation import check_text
 from boli.run import check
@@ -107,3 +107,48 @@ def test_check_says_when_no_earlier_version_can_be_exported(
     plan = tiny_plan(tmp_path, rounds={"total": 4}, evaluation={"every_rounds": every_rounds})
     notes = "\n".join(_notes(plan, {site.name: {} for site in plan.site}))
     assert ("only the last version is judged" in notes) is told
+
+
+def test_passes_over_the_text_are_told_and_many_are_warned_of(
+    tiny_plan: Callable[..., Plan], tmp_path: Path, micro_base: Path
+) -> None:
+    plan = tiny_plan(tmp_path, model={"base": {"path": str(micro_base), "micro": None}})
+    few = check(plan)
+    # 2 rounds of 2 steps of 2 × 32 tokens; counted with the base's own tokenizer.
+    lines = check_text(plan)["gaya"]["mag"].train
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(micro_base)
+    tokens = sum(len(row) + 1 for row in tokenizer(lines, add_special_tokens=False)["input_ids"])
+    (gaya,) = (site for site in few.sites if site.name == "gaya")
+    assert gaya.passes == pytest.approx(256 / tokens, rel=0.01)
+    assert not [note for note in few.notes if "is read" in note]
+    steps = {"local_steps": 40 * 128}
+    changed = {"rounds": steps, "model": {"base": {"path": str(micro_base), "micro": None}}}
+    (note,) = (note for note in check(tiny_plan(tmp_path, **changed)).notes if "is read" in note)
+    assert "model.local_steps.dropout" in note
+
+
+def test_muon_needs_fewer_moments_and_more_for_a_step(
+    tiny_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from boli.model.adapter import adapter_layout
+
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    found = []
+    for name in ("adamw", "muon"):
+        steps = {"optimizer": name}
+        plan = tiny_plan(tmp_path, model={"adapter": {"kind": "full"}, "local_steps": steps})
+        found.append(_of_muon(plan, model, adapter_layout(model, plan.model.adapter)))
+    square, tall = 3 * 4 * 32 * 32, 3 * 2 * 48 * 32
+    assert found == [0, 4 * max(square, tall) - (square + tall + 3 * 48 * 32)]
