@@ -431,7 +431,7 @@ def _rounds(
     from boli.rounds.bounds import multiple_of, reach_of
     from boli.rounds.buffer import BufferedStrategy
     from boli.rounds.cohort import cohorts_for
-    from boli.rounds.outer import outer_optimizer
+    from boli.rounds.outer import Averaging, outer_optimizer
     from boli.rounds.schedule import Schedule
     from boli.rounds.suspicion import Suspicion, early_versions
 
@@ -460,6 +460,7 @@ def _rounds(
         trim_share=rounds.trim_share,
         suspicion=Suspicion(rounds.suspend, early_versions(len(plan.site), plan.buffer_size)),
         most_share=rounds.most_share,
+        averaging=Averaging(rounds.average, rounds.total),
     )
     schedule = Schedule(
         total=rounds.total,

@@ -26,7 +26,8 @@ def problem_of(path: Path, *overrides: str) -> str:
 
 
 def test_there_are_plans_to_load() -> None:
-    assert {"first.toml", "real.toml"} <= {path.name for path in PLANS}
+    names = {"first.toml", "real.toml", "thin.toml", "village.toml", "district.toml"}
+    assert names <= {path.name for path in PLANS}
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.name)
@@ -135,6 +136,7 @@ MUON: dict[str, Any] = {"local_steps": {"optimizer": "muon"}}
             {"rounds": {"mode": "asynchronous", "buffer_size": 9}},
             "buffer_size 9 is more than 4 updates from each of 2 sites",
         ),
+        ({"rounds": {"average": 3}}, "average 3 is above total 2"),
         ({"rounds": {"outer": {"activation": 0.5, "delay": 4}}}, "activation to at most 0.25"),
         (
             {"codec": {"name": "public"}, "rounds": {"mode": "asynchronous"}},

@@ -318,7 +318,7 @@ def _pretrain(
         optimizer=plan.optimizer,
         learning_rate=plan.learning_rate,
         muon_learning_rate=plan.muon_learning_rate,
-        beta2=0.95,
+        beta2=0.95 if plan.optimizer == "muon" else 0.99,
         weight_decay=0.01,
         final_learning_rate=0.05,
         compile="off",
