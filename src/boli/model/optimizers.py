@@ -40,8 +40,9 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     found: Tensor = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
-        square = found @ found.mT
-        found = a * found + (b * square + c * (square @ square)) @ found
+        square = torch.bmm(found, found.mT)
+        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        found = torch.baddbmm(found, polynomial, found, beta=a)
     return found
 
 
