@@ -65,7 +65,7 @@ CODEC: dict[str, Any] = {
 
 def plan_of(data: Path, seed: int, local_steps: dict[str, Any], codec: dict[str, Any]) -> Plan:
     plan = boli.load_plan(
-        HERE.parent / "plans" / "real.toml",
+        HERE / "lora.toml",
         [f"corpus.root={data}", f"rounds.seed={seed}", "model.adapter.kind=full"],
     )
     tables: dict[str, Any] = json.loads(plan.model_dump_json())

@@ -309,11 +309,11 @@ ALL: Settings = {
     "evaluation.max_lines": 1,
 }
 ARMS: dict[str, tuple[str, Settings, Callable[..., Watched]]] = {
-    "nats": ("thin.toml", {}, over_nats),
-    "flower": ("thin.toml", {}, over_flower),
+    "nats": ("thin_lora.toml", {}, over_nats),
+    "flower": ("thin_lora.toml", {}, over_flower),
     # As thin_wire.py tuned its arm `fedavg`.
     "flower fedavg": (
-        "real.toml",
+        "lora.toml",
         {
             "model.local_steps.batch_sequences": 8,
             "model.local_steps.learning_rate": 1.5e-2,
@@ -330,7 +330,7 @@ ARMS: dict[str, tuple[str, Settings, Callable[..., Watched]]] = {
 def measure(arm: str, preset: str, data: Path, more: Settings) -> Figures:
     """Carry out an arm's plan behind a preset's links."""
     name, own, carry_out = ARMS[arm]
-    path = REPOSITORY / "plans" / name
+    path = REPOSITORY / "benchmarks" / name
     values = {**ALL, **own, **more, "corpus.root": str(data)}
     settings = [f"{key}={json.dumps(value)}" for key, value in values.items()]
     plan = boli.load_plan(path, settings)
@@ -366,7 +366,7 @@ UNLIKE: Settings = {
 
 def utilization(preset: str, data: Path, more: Settings) -> Figures:
     """Return the share of its time since its first order that each site was in local steps."""
-    path = REPOSITORY / "plans" / "thin.toml"
+    path = REPOSITORY / "benchmarks" / "thin_lora.toml"
     values = {**ALL, **UNLIKE, **more, "corpus.root": str(data)}
     settings = [f"{key}={json.dumps(value)}" for key, value in values.items()]
     plan = boli.load_plan(path, settings)

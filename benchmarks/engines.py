@@ -1,6 +1,6 @@
 """The engines on thin lines: one job carried by NATS, by Flower, and Flower's own FedAvg beside.
 
-    nats            plans/thin.toml with `boli coordinator` and `boli join`
+    nats            benchmarks/thin_lora.toml with `boli coordinator` and `boli join`
     flower          the same plan with `boli flower`, inside a real federation
     flower fedavg   Flower's FedAvg strategy as its examples use it: dense and synchronous
 

@@ -2,10 +2,10 @@
 
 Three arms, each over several seeds, all through `boli.train`:
 
-    federated      plans/real.toml: three sites, synchronous, dense
+    federated      benchmarks/lora.toml: three sites, synchronous, dense
     central        one site that holds all three languages, the same number of tokens, the
                    same held-out articles; its learning rate is tuned for it (on tuning text)
-    asynchronous   plans/real.toml with one site 4 times slower, equal tokens
+    asynchronous   benchmarks/lora.toml with one site 4 times slower, equal tokens
 
     python benchmarks/federated_vs_central.py [--seeds 3] [--data ../shared/data] [--out FILE]
 
@@ -35,7 +35,7 @@ SLOWDOWN = 2.5
 
 def federated(data: Path, seed: int) -> Plan:
     return boli.load_plan(
-        HERE.parent / "plans" / "real.toml",
+        HERE / "lora.toml",
         [f"corpus.root={data}", f"rounds.seed={seed}", f"model.adapter.seed={seed}"],
     )
 

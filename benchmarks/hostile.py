@@ -87,6 +87,7 @@ MICRO = {
     "steps": 1200,
     "sequence_length": 64,
     "batch_sequences": 8,
+    "optimizer": "adamw",
 }
 
 # The control: no bounds, no share cap, nobody suspended; the last version is exported.

@@ -1,6 +1,6 @@
 """Bytes and tokens to a quality: every usual way to train one LoRA at three sites, and ours.
 
-All arms train the adapter of plans/real.toml with boli's own local steps, as one process a
+All arms train the adapter of benchmarks/lora.toml with boli's own local steps, as one process a
 site, and differ in what they exchange:
 
     dense      gradients at every step, torch's all-reduce
@@ -239,7 +239,7 @@ def measure(arm: str, seed: int, settings: Settings, data: Path) -> Figures:
     of_plan = {key: value for key, value in settings.items() if "." in key}
     of_plan |= {"corpus.root": str(data), "rounds.seed": seed, "model.adapter.seed": seed}
     plan = boli.load_plan(
-        HERE.parent / "plans" / "real.toml",
+        HERE / "lora.toml",
         [f"{key}={json.dumps(value)}" for key, value in of_plan.items()],
     )
     options = {key: value for key, value in settings.items() if "." not in key}

@@ -72,6 +72,11 @@ PUBLIC_WORDS: Mapping[str, tuple[str, str]] = {
         "an update would be computed from fewer tokens than the site allows",
         "raise rounds.local_steps, rounds.min_local_steps or the batch, or name more text",
     ),
+    "limits.min-tokens-full": (
+        "an update of every weight would be computed from fewer tokens than the site allows",
+        "raise rounds.local_steps, rounds.min_local_steps or the batch, name more text, or set "
+        'model.adapter.kind = "lora"',
+    ),
     "limits.min-judged-lines": (
         "fewer lines would be judged together than the site allows",
         "raise evaluation.max_lines or the percentages of corpus.held_out",

@@ -18,6 +18,7 @@ from boli.plan_rounds import CodecPlan, RoundsPlan, Section
 
 LANGUAGE = r"^[a-z]{3}$"
 NAME = r"^[a-z0-9][a-z0-9-]{0,30}$"
+OF_LOW_RANK = {"kind", "rank", "alpha", "targets"}  # who names one of these has chosen an adapter
 
 
 def available_cores() -> int:
@@ -73,10 +74,13 @@ class MicroPlan(Section):
     num_heads: int = Field(4, ge=1)
     intermediate_size: int = Field(384, ge=16)
     max_length: int = Field(512, ge=16)  # tokens
+    tokenizer: str | None = None  # a folder that has one; by default it is trained on base.text
     steps: int = Field(1000, ge=1)
     batch_sequences: int = Field(8, ge=1)
     sequence_length: int = Field(128, ge=8)
-    learning_rate: float = Field(3e-3, gt=0)
+    optimizer: Literal["adamw", "muon"] = "muon"
+    learning_rate: float = Field(3e-3, gt=0)  # of AdamW
+    muon_learning_rate: float = Field(0.02, gt=0)
     seed: int = 0
 
     @model_validator(mode="after")
@@ -137,11 +141,14 @@ class AdapterPlan(Section):
 
 
 class LocalStepsPlan(Section):
-    """The inner loop at a site: AdamW on packed sequences."""
+    """The inner loop at a site: an optimizer on packed sequences."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for matrices of hidden layers
     batch_sequences: int = Field(8, ge=1, le=65_536)
     sequence_length: int = Field(128, ge=8, le=1 << 20)  # tokens
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)  # of AdamW
+    muon_learning_rate: float = Field(0.02, gt=0)
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: float = Field(0.05, ge=0, le=0.9)  # fraction of the run
     final_learning_rate: float = Field(0.1, ge=0, le=1)  # fraction of learning_rate
@@ -149,7 +156,8 @@ class LocalStepsPlan(Section):
     beta2: float = Field(0.99, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    keep_moments: bool = True  # AdamW moments stay at the site from order to order
+    dropout: float = Field(0.0, ge=0, le=0.9)  # of embeddings, and of what each block adds
+    keep_moments: bool = True  # the optimizer's moments stay at the site from order to order
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     micro_sequences: int = Field(0, ge=0, le=65_536)  # of a batch, at a time; 0: by their memory
@@ -175,6 +183,21 @@ class ModelPlan(Section):
     base: BasePlan
     adapter: AdapterPlan = AdapterPlan()
     local_steps: LocalStepsPlan = LocalStepsPlan()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _every_weight_of_a_micro_llm(cls, value: Any) -> Any:
+        """Let all of a micro-LLM be trained, where the plan says nothing of an adapter.
+
+        It is so small that a LoRA holds it back, and its embedding has seen one language.
+        """
+        if not isinstance(value, dict):
+            return value
+        base, adapter = value.get("base"), value.get("adapter", {})
+        micro = base.get("micro") if isinstance(base, dict) else getattr(base, "micro", None)
+        if micro is not None and isinstance(adapter, dict) and not set(adapter) & OF_LOW_RANK:
+            return value | {"adapter": {**adapter, "kind": "full"}}
+        return value
 
 
 class EnginePlan(Section):
@@ -240,6 +263,11 @@ class Plan(Section):
             raise ValueError(
                 "the weights of a 4-bit base cannot be trained: set model.adapter.kind to lora, "
                 'or model.base.quantize = "none"'
+            )
+        if self.model.local_steps.optimizer == "muon" and adapter.kind == "core":
+            raise ValueError(
+                "the core of kind core is r coordinates by r, not a matrix of a layer: set "
+                'model.local_steps.optimizer = "adamw", or model.adapter.kind to lora or full'
             )
         if self.codec.name == "dgc":
             self._check_dgc()
@@ -307,6 +335,11 @@ class Plan(Section):
             )
 
     def _check_dgc(self) -> None:
+        if self.model.local_steps.optimizer == "muon":
+            raise ValueError(
+                "dgc adds up steps that are linear in the gradient, and Muon's are not: set "
+                'model.local_steps.optimizer = "adamw", or codec.name = "sparse"'
+            )
         if self.rounds.mode != "synchronous" or self.rounds.local_steps != 1:
             raise ValueError(
                 "dgc exchanges every single step, and together: set rounds.local_steps = 1 and "

@@ -18,7 +18,7 @@ from boli.errors import PlanError
 from boli.plan import Plan
 from boli.plan_rounds import Section
 
-RELATIVE_TO_HERE = ("corpus.root", "model.base.path")
+RELATIVE_TO_HERE = ("corpus.root", "model.base.path", "model.base.micro.tokenizer")
 
 
 def load_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
@@ -78,6 +78,9 @@ def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
     base = tables.get("model", {}).get("base", {}) if isinstance(tables.get("model"), dict) else {}
     if isinstance(base, dict) and isinstance(base.get("path"), str):
         base["path"] = _folder_or_hub_id(base["path"], folder)
+    micro = base.get("micro") if isinstance(base, dict) else None
+    if isinstance(micro, dict) and isinstance(micro.get("tokenizer"), str):
+        micro["tokenizer"] = str((folder / Path(micro["tokenizer"]).expanduser()).resolve())
 
 
 def _folder_or_hub_id(path: str, folder: Path) -> str:
@@ -103,7 +106,7 @@ def _set(tables: dict[str, Any], override: str) -> None:
         here = Path.cwd()
         value = (
             str((here / Path(str(value)).expanduser()).resolve())
-            if key == "corpus.root"
+            if key != "model.base.path"
             else _folder_or_hub_id(str(value), here)
         )
     table: Any = tables

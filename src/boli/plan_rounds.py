@@ -55,6 +55,7 @@ class RoundsPlan(Section):
     trim_share: float = Field(0.2, gt=0, lt=0.5)  # trimmed_mean: of the sites, at each end
     suspend: bool = True  # sites that offend again and again
     patience_seconds: float = Field(3600.0, gt=0)  # with a site that does not judge the end
+    average: int = Field(1, ge=1)  # the last version is the mean of so many
     deadline_seconds: float = Field(0.0, ge=0)  # re-issue with half the steps; 0: never
     outer: OuterPlan = OuterPlan()
     seed: int = 0
@@ -65,6 +66,11 @@ class RoundsPlan(Section):
             raise ValueError(
                 f"min_local_steps {self.min_local_steps} is above local_steps "
                 f"{self.local_steps}; lower it, or raise local_steps"
+            )
+        if self.average > self.total:
+            raise ValueError(
+                f"average {self.average} is above total {self.total}, which is how many versions "
+                "there are; lower it"
             )
         if self.mode == "synchronous":
             for key in ("buffer_size", "max_staleness"):

@@ -449,7 +449,7 @@ def _rounds(
     from boli.rounds.bounds import multiple_of, reach_of
     from boli.rounds.buffer import BufferedStrategy
     from boli.rounds.cohort import cohorts_for
-    from boli.rounds.outer import outer_optimizer
+    from boli.rounds.outer import Averaging, outer_optimizer
     from boli.rounds.schedule import Schedule
     from boli.rounds.suspicion import Suspicion, early_versions
 
@@ -473,11 +473,12 @@ def _rounds(
         downlink_decay=decay_for(plan.codec.down, rounds.total),
         cohorts=cohorts_for(plan),
         keeps_frames=rounds.robust != "none" or frames_bytes <= FRAMES_KEPT_BYTES,
-        reach=reach_of(plan),
+        reach=reach_of(plan, [segment.shape for segment in layout.segments]),
         robust=rounds.robust,
         trim_share=rounds.trim_share,
         suspicion=Suspicion(rounds.suspend, early_versions(len(plan.site), plan.buffer_size)),
         most_share=rounds.most_share,
+        averaging=Averaging(rounds.average, rounds.total),
     )
     schedule = Schedule(
         total=rounds.total,

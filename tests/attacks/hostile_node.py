@@ -134,8 +134,11 @@ def trained(
         "model.base.micro.hidden_size": 48,
         "model.base.micro.num_layers": 2,
         "model.base.micro.intermediate_size": 96,
+        "model.adapter.kind": "lora",
+        "model.local_steps.optimizer": "adamw",
         "model.local_steps.batch_sequences": 4,
         "model.local_steps.sequence_length": 64,
+        "codec.name": "dense",
         **{f"rounds.{key}": json.dumps(value) for key, value in UNBOUNDED.items()},
     }
     sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]

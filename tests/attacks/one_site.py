@@ -20,7 +20,11 @@ from boli.site.kit import Kit, SiteFolder, kit_of
 from boli.site.limits import Limits
 
 LENIENT = Limits(
-    adapters=("lora", "frozen_a", "core", "full"), min_tokens=1, min_judged_lines=1, text=("**",)
+    adapters=("lora", "frozen_a", "core", "full"),
+    min_tokens=1,
+    min_tokens_full=1,
+    min_judged_lines=1,
+    text=("**",),
 )
 
 

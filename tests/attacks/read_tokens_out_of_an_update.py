@@ -63,11 +63,13 @@ def attack(folder: Path, *, fast: bool) -> Outcome:
     figures |= {"tokens_named_without_limits": named, "tokens_trained_on": all_of_them}
     if not fast:
         # What the limits do not hide, where a site allows kind "full": which tokens occur at all.
-        allowed = LENIENT.model_copy(update={"min_tokens": 4096})
+        allowed = LENIENT.model_copy(update={"min_tokens": 4096, "min_tokens_full": 4096})
         named_of_many, distinct = _read(folder, base, allowed, 1, batch=16, steps=32)
         figures |= {"distinct_named_of_4096_and_more": named_of_many, "distinct_there": distinct}
         said, tokens = _real_commands(folder, base)
-        refused = refused and "does not let an adapter of this kind" in said
+        refused = (
+            refused and "an update of every weight would be computed from fewer tokens" in said
+        )
         observed = f"the coordinator's journal: {said}"
         figures["tokens_named_over_the_wire_without_limits"] = tokens
     control = f"where a site allows it, {named} of {all_of_them} tokens are named"
@@ -168,7 +170,7 @@ def _as_toml() -> str:
     facts = LENIENT.model_dump()
     return "".join(
         f"{key} = {json.dumps(facts[key])}\n"
-        for key in ("adapters", "min_tokens", "min_judged_lines", "text")
+        for key in ("adapters", "min_tokens", "min_tokens_full", "min_judged_lines", "text")
     )
 
 

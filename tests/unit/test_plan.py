@@ -26,7 +26,8 @@ def problem_of(path: Path, *overrides: str) -> str:
 
 
 def test_there_are_plans_to_load() -> None:
-    assert {"first.toml", "real.toml"} <= {path.name for path in PLANS}
+    names = {"first.toml", "real.toml", "thin.toml", "village.toml", "district.toml"}
+    assert names <= {path.name for path in PLANS}
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.name)
@@ -122,6 +123,7 @@ def test_unknown_key_that_looks_like_a_type_is_refused_too(key: str) -> None:
 SITE = {"name": "gaya", "language": "mag", "text": ["mag.txt"]}
 DGC: dict[str, Any] = {"name": "dgc"}
 STEP: dict[str, Any] = {"local_steps": 1}
+MUON: dict[str, Any] = {"local_steps": {"optimizer": "muon"}}
 
 
 @pytest.mark.parametrize(
@@ -134,6 +136,7 @@ STEP: dict[str, Any] = {"local_steps": 1}
             {"rounds": {"mode": "asynchronous", "buffer_size": 9}},
             "buffer_size 9 is more than 4 updates from each of 2 sites",
         ),
+        ({"rounds": {"average": 3}}, "average 3 is above total 2"),
         ({"rounds": {"outer": {"activation": 0.5, "delay": 4}}}, "activation to at most 0.25"),
         (
             {"codec": {"name": "public"}, "rounds": {"mode": "asynchronous"}},
@@ -211,6 +214,12 @@ STEP: dict[str, Any] = {"local_steps": 1}
             "set rounds.speed_aware = true, or remove it",
         ),
         ({"codec": {"downlink": DGC}}, 'set codec.downlink.name to "sparse"'),
+        ({"codec": DGC, "rounds": STEP, "model": MUON}, 'dgc .* Muon.*optimizer = "adamw"'),
+        (
+            {"model": MUON | {"adapter": {"kind": "core"}}},
+            'the core of kind core .*optimizer = "adamw"',
+        ),
+        ({"model": {"local_steps": {"dropout": 1.0}}}, "dropout = 1.0: .*less than or equal"),
     ],
 )
 def test_keys_that_do_not_fit_together_are_refused_with_what_to_change(
@@ -365,6 +374,20 @@ def test_root_whose_name_is_a_number_is_a_folder(
     assert plan.corpus.root == str(tmp_path / "2024")
 
 
+def test_tokenizer_of_a_micro_llm_is_found_from_where_it_is_named(
+    tiny_plan_file: PlanFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_plan_file(tmp_path, model={"base": {"micro": {"tokenizer": "pieces"}}})
+    micro = load_plan(path).model.base.micro
+    assert micro is not None
+    assert micro.tokenizer == str((tmp_path / "pieces").resolve())
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    micro = load_plan(path, ["model.base.micro.tokenizer=mine"]).model.base.micro
+    assert micro is not None
+    assert micro.tokenizer == str((tmp_path / "cwd" / "mine").resolve())
+
+
 def test_base_path_is_a_folder_where_there_is_one_and_a_hub_id_elsewhere(
     tiny_plan_file: PlanFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,6 +434,27 @@ def test_plan_that_is_not_utf8_or_not_a_file_is_refused(tmp_path: Path) -> None:
 
 
 # --- what follows from a plan
+
+
+@pytest.mark.parametrize(
+    ("micro", "adapter", "kind"),
+    [
+        (True, {}, "full"),
+        (True, {"seed": 3}, "full"),
+        (True, {"kind": "core"}, "core"),
+        (True, {"rank": 4}, "lora"),  # whoever names a rank means an adapter that has one
+        (False, {}, "lora"),
+    ],
+)
+def test_all_weights_of_a_micro_llm_are_trained_unless_the_plan_names_an_adapter(
+    tiny_plan_file: PlanFile, tmp_path: Path, micro: bool, adapter: dict[str, Any], kind: str
+) -> None:
+    base = {} if micro else {"base": {"micro": None, "path": "x"}}
+    path = tiny_plan_file(tmp_path, model=base | {"adapter": None})
+    told = [f"model.adapter.{key}={value}" for key, value in adapter.items()]
+    plan = load_plan(path, told)
+    assert plan.model.adapter.kind == kind
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
 
 
 def test_plan_cannot_be_changed(tiny_plan: PlanOf, tmp_path: Path) -> None:

@@ -180,6 +180,7 @@ def show_forecast(plan: Plan, found: Forecast) -> None:
         table.add_column(name, justify="left" if name in ("site", "language") else "right")
     table.add_column("down a round", justify="right")
     table.add_column("memory", justify="right")
+    table.add_column("passes", justify="right")
     has_links = any(site.link_seconds is not None for site in found.sites)
     if has_links:
         table.add_column("on its line", justify="right")
@@ -194,6 +195,7 @@ def show_forecast(plan: Plan, found: Forecast) -> None:
                 size(site.bytes_up),
                 size(site.bytes_down),
                 size(site.memory_bytes),
+                f"{site.passes:.1f}",
                 *line,
             )
     console.print(table)

@@ -34,6 +34,11 @@ def exported_sentences(exported: Exported) -> Iterator[str]:
         yield f"Version {made} of {last} is exported, the last one."
     else:
         yield f"Version {made} of {last} is exported: it was the best on the sites' tuning text."
+        yield (
+            "What came after it made that text worse. If every site is honest, the training text "
+            "was read too often, or in too large steps: lower rounds.total or the learning rates, "
+            "or raise model.local_steps.dropout."
+        )
     change = exported["change_percent"]
     if change is None:
         yield (

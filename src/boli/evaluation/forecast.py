@@ -8,7 +8,7 @@ matrix product.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ PROCESS_BYTES = 450_000_000  # Python, torch and transformers before any model
 START_SECONDS = 8.0  # of a node, on an idle core
 LARGEST_TRIED = 100_000_000  # parameters of a model that is tried out
 PRODUCT_SHARE = 0.4  # of the rate of a matrix product that training reaches
+BYTES_A_TOKEN = 6.5  # where there is no tokenizer yet: Devanagari, pieces of a sister language
+LINES_COUNTED = 1000  # of a language, for its bytes a token
+MANY_PASSES = 12  # above which every small model that was tried learns lines by heart
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class SiteForecast:
     bytes_up: int  # a round
     bytes_down: int  # a round
     memory_bytes: int
+    passes: float  # over its text, in the whole run
     link_seconds: float | None  # a round, on the line that the plan gives it
 
 
@@ -79,8 +83,17 @@ def forecast(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> Forecast:
     layouts = {site.name: adapter_layout(model, adapter, site.rank) for site in plan.site}
     layout = adapter_layout(model, adapter)
     base_bytes, step_bytes = _memory(plan, model, parameters)
+    tokenizer = _tokenizer(plan, splits)
     sites = tuple(
-        _site(plan, site, layouts[site.name], splits[site.name], base_bytes, step_bytes)
+        _site(
+            plan,
+            site,
+            layouts[site.name],
+            splits[site.name],
+            base_bytes,
+            step_bytes + 4 * _of_muon(plan, model, layouts[site.name]),
+            tokenizer,
+        )
         for site in plan.site
     )
     steps = plan.model.local_steps
@@ -99,7 +112,7 @@ def forecast(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> Forecast:
         * steps.sequence_length,
         pretrain_seconds=pretrain,
         train_seconds=train,
-        notes=(*_notes(plan, splits), *_lost(plan, splits)),
+        notes=(*_notes(plan, splits), *_notes_on_passes(plan, sites), *_lost(plan, splits)),
     )
 
 
@@ -164,6 +177,35 @@ def _weights_bytes(origin: str | None) -> int:
     return sum(path.stat().st_size for path in Path(origin).glob("*.safetensors"))
 
 
+def _tokenizer(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> Any:
+    """Return the tokenizer of the base; None where it is still to be made, or cannot be loaded."""
+    from boli.model.base import home, micro_digest
+
+    base = plan.model.base
+    origin = base.path
+    if base.micro is not None:
+        built = home() / "bases" / micro_digest(base.micro, splits[""][base.language].train)
+        origin = str(built) if (built / "tokenizer.json").is_file() else base.micro.tokenizer
+    try:
+        return None if origin is None else load_tokenizer(origin)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError):
+        return None  # `_lost` says why
+
+
+def _tokens_of(splits: Mapping[str, Split], tokenizer: Any) -> float:
+    """Return about how many tokens one pass over a site's training lines takes."""
+    total = 0.0
+    for split in splits.values():
+        num_bytes = sum(len(line.encode()) + 1 for line in split.train)
+        lines = split.train[:: max(1, len(split.train) // LINES_COUNTED)]
+        a_token = BYTES_A_TOKEN
+        if tokenizer is not None and lines:
+            rows = tokenizer(lines, add_special_tokens=False)["input_ids"]
+            a_token = sum(len(line.encode()) + 1 for line in lines) / sum(len(r) + 1 for r in rows)
+        total += num_bytes / a_token
+    return max(1.0, total)
+
+
 def _site(
     plan: Plan,
     site: SitePlan,
@@ -171,12 +213,16 @@ def _site(
     splits: Mapping[str, Split],
     base_bytes: int,  # while it is loaded
     step_bytes: int,  # of it and a step
+    tokenizer: Any,
 ) -> SiteForecast:
+    steps = plan.model.local_steps
+    tokens = steps.batch_sequences * steps.sequence_length
     frame = HEADER_BYTES + MESSAGE_BYTES
     up = frame + _expected(plan.codec, layout.size, plan.rounds.total)
     down = frame + _expected(plan.codec.down, layout.size, plan.rounds.total)
     # Vectors: trained, gradient, two moments, version, pseudo-gradient, payload.
     memory = PROCESS_BYTES + max(base_bytes, step_bytes + 7 * 4 * layout.size)
+    orders = plan.rounds.total * plan.buffer_size / len(plan.site)
     return SiteForecast(
         site.name,
         {language: split.counts for language, split in splits.items()},
@@ -184,8 +230,24 @@ def _site(
         up,
         down,
         int(memory),
+        orders * plan.rounds.local_steps * tokens / _tokens_of(splits, tokenizer),
         None if site.link_mbits is None else (up + down) * 8 / (site.link_mbits * 1e6),
     )
+
+
+def _of_muon(plan: Plan, model: Any, layout: Layout) -> int:
+    """Return the entries that Muon holds besides what AdamW would: fewer moments, more in a step.
+
+    Its step works on all matrices of one shape together, in four arrays of their size.
+    """
+    from boli.model.optimizers import hidden_matrices
+
+    if plan.model.local_steps.optimizer != "muon":
+        return 0
+    of_shape: dict[tuple[int, ...], int] = {}
+    for segment in hidden_matrices(model, layout):
+        of_shape[segment.shape] = of_shape.get(segment.shape, 0) + segment.size
+    return 4 * max(of_shape.values(), default=0) - sum(of_shape.values())
 
 
 def _expected(plan: OneWayPlan, length: int, rounds: int) -> int:
@@ -211,7 +273,9 @@ def _seconds(plan: Plan, model: Any, parameters: int, cached: bool) -> tuple[flo
     micro = plan.model.base.micro
     if micro is not None and not cached:
         settings = LocalStepsPlan(
-            batch_sequences=micro.batch_sequences, sequence_length=micro.sequence_length
+            batch_sequences=micro.batch_sequences,
+            sequence_length=micro.sequence_length,
+            optimizer=micro.optimizer,
         )
         whole = AdapterPlan(kind="full")
         pretrain = micro.steps * _step_seconds(model.config, parameters, whole, settings, cores)
@@ -291,6 +355,19 @@ def _notes(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> list[str]:
     if not plan.model.base.text:
         notes.append("model.base.text is empty: forgetting of the base language is not judged")
     return [*notes, *_notes_on_one_site(plan)]
+
+
+def _notes_on_passes(plan: Plan, sites: Sequence[SiteForecast]) -> Iterator[str]:
+    """Say where a site's text is read so often that the model learns it by heart."""
+    steps = plan.model.local_steps
+    often = [site for site in sites if site.passes > MANY_PASSES]
+    if often and not steps.dropout:
+        most = max(often, key=lambda site: site.passes)
+        yield (
+            f"the text of site {most.name} is read {most.passes:.0f} times: the tuning text will "
+            "show where that is too often, and the best version is exported; lower rounds.total "
+            "or rounds.local_steps, or set model.local_steps.dropout = 0.1"
+        )
 
 
 def _notes_on_one_site(plan: Plan) -> Iterator[str]:

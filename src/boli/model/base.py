@@ -23,10 +23,10 @@ from boli.errors import ModelError, StorageError
 from boli.model.adapter import attach
 from boli.model.local_steps import LocalSteps, PackedText, computes_in_half, token_lines
 from boli.plan import AdapterPlan, BasePlan, LocalStepsPlan, MicroPlan
-from boli.pretrained import find_gguf, folder_of, load_model, load_part
+from boli.pretrained import find_gguf, folder_of, load_model, load_part, load_tokenizer
 
 BUILD_SECONDS = 3600.0  # that a process waits while another builds the same base
-MICRO_FORMAT = 1  # of the folder that a micro-LLM is cached in; part of its hash
+MICRO_FORMAT = 2  # of the folder that a micro-LLM is cached in; part of its hash
 END = "<|end|>"
 PRE_TOKENIZER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
@@ -173,8 +173,23 @@ def _keep_weights_as_they_are(model: Any) -> None:
 
 
 def micro_digest(plan: MicroPlan, lines: Sequence[str]) -> str:
-    """Return the hash of everything that a micro-LLM is made from."""
-    digest = hashlib.sha256(f"{MICRO_FORMAT}\n{plan.model_dump_json()}\n".encode())
+    """Return the hash of everything that a micro-LLM is made from.
+
+    Raises:
+        ModelError: there is no tokenizer where the plan says that there is one.
+    """
+    # Where a tokenizer lies is nothing of what it is.
+    settings = plan.model_dump_json(exclude={"tokenizer"})
+    digest = hashlib.sha256(f"{MICRO_FORMAT}\n{settings}\n".encode())
+    if plan.tokenizer is not None:
+        try:
+            digest.update((Path(plan.tokenizer) / "tokenizer.json").read_bytes())
+        except OSError as error:
+            raise ModelError(
+                f"cannot read a tokenizer.json in {plan.tokenizer}: {error.strerror}",
+                "model.base.micro.tokenizer needs a folder with a tokenizer, as transformers "
+                "saves it; leave it out to train one on model.base.text",
+            ) from error
     digest.update("\n".join(lines).encode())
     return digest.hexdigest()[:16]
 
@@ -230,6 +245,29 @@ def train_tokenizer(lines: Sequence[str], vocabulary_size: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END)
 
 
+def micro_tokenizer(plan: MicroPlan, lines: Sequence[str]) -> Any:
+    """Return the tokenizer of a micro-LLM: the one that the plan names, or one of these lines.
+
+    Raises:
+        ModelError: it has no end token, or more pieces than the model.
+    """
+    if plan.tokenizer is None:
+        return train_tokenizer(lines, plan.vocabulary_size)
+    found = load_tokenizer(plan.tokenizer)
+    if found.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer in {plan.tokenizer} has no end token",
+            "set eos_token in its tokenizer_config.json",
+        )
+    if len(found) > plan.vocabulary_size:
+        raise ModelError(
+            f"the tokenizer in {plan.tokenizer} has {len(found)} pieces, above "
+            f"model.base.micro.vocabulary_size {plan.vocabulary_size}",
+            f"set it to {len(found)}",
+        )
+    return found
+
+
 def build_micro(
     plan: MicroPlan,
     lines: Sequence[str],
@@ -283,13 +321,16 @@ def _pretrain(
 ) -> None:
     import transformers
 
-    tokenizer = train_tokenizer(lines, plan.vocabulary_size)
+    tokenizer = micro_tokenizer(plan, lines)
     model = micro_model(plan, tokenizer.eos_token_id).to(best_device())
     adapter = attach(model, AdapterPlan(kind="full"))
     steps_plan = LocalStepsPlan(
         batch_sequences=plan.batch_sequences,
         sequence_length=plan.sequence_length,
+        optimizer=plan.optimizer,
         learning_rate=plan.learning_rate,
+        muon_learning_rate=plan.muon_learning_rate,
+        beta2=0.95 if plan.optimizer == "muon" else 0.99,
         weight_decay=0.01,
         final_learning_rate=0.05,
         compile="off",

@@ -1,14 +1,17 @@
-"""The inner loop that a site runs: packed sequences, AdamW, one flat vector.
+"""The inner loop that a site runs: packed sequences, dropout, an optimizer, one flat vector.
 
-Source: Loshchilov & Hutter 2019, AdamW, https://arxiv.org/abs/1711.05101.
+Source: Srivastava et al. 2014, Dropout, https://jmlr.org/papers/v15/srivastava14a.html.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from boli.errors import CorpusError, SiteError
+from boli.errors import CorpusError, ModelError, SiteError
 from boli.model import memory
 from boli.model.adapter import Adapter
 from boli.model.framing import framing_of
+from boli.model.optimizers import InnerOptimizer, hidden_matrices
 from boli.plan import LocalStepsPlan
 
 # Their logits are a plain product of the hidden state and the output embedding.
@@ -27,6 +31,8 @@ PLAIN_HEADS = {"llama", "qwen2", "qwen3", "mistral", "bloom", "gpt2", "phi3", "o
     *("gemma", "gemma3_text")
 }
 LOGITS_AT_ONCE = 1 << 22  # entries of a block of logits
+# What layers are called whose output is added to the hidden state, in the families that we know.
+ADDED = {"o_proj", "down_proj", "dense", "dense_4h_to_h", "c_proj"}
 Tokens = NDArray[np.int64]  # (n, length) full sequences
 
 
@@ -80,10 +86,11 @@ class PackedText:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Summed cross-entropy of a frozen output embedding, in blocks, without keeping logits.
+    """Summed cross-entropy of an output embedding, in blocks, without keeping logits.
 
-    The gradient at the hidden state is made on the way forward, where the
-    probabilities are at hand; nothing of size (tokens, vocabulary) survives.
+    The gradients at the hidden state, and at the embedding where it is trained, are made on
+    the way forward, where the probabilities are at hand; nothing of size (tokens, vocabulary)
+    survives.
     """
 
     @staticmethod
@@ -91,24 +98,36 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
     ) -> Tensor:
         gradient = torch.empty_like(hidden)
+        trained = ctx.needs_input_grad[1]
+        at_weight = torch.zeros_like(weight) if trained else None
+        at_bias = torch.zeros_like(bias) if trained and bias is not None else None
         total = hidden.new_zeros((), dtype=torch.float32)
         block = max(1, LOGITS_AT_ONCE // weight.shape[0])
+        used = weight.to(hidden.dtype)
         for start in range(0, hidden.shape[0], block):
             rows = slice(start, start + block)
-            logits = nn.functional.linear(hidden[rows], weight, bias)
+            logits = nn.functional.linear(hidden[rows], used, bias)
             log_probabilities = nn.functional.log_softmax(logits, dim=1, dtype=torch.float32)
             chosen = targets[rows, None]
             total -= log_probabilities.gather(1, chosen).sum()
             grad = log_probabilities.exp_()
             grad.scatter_add_(1, chosen, grad.new_full((1, 1), -1.0).expand_as(chosen))
-            torch.mm(grad.to(weight.dtype), weight, out=gradient[rows])
-        ctx.save_for_backward(gradient)
+            if at_bias is not None:
+                at_bias += grad.sum(0)
+            grad = grad.to(used.dtype)
+            torch.mm(grad, used, out=gradient[rows])
+            if at_weight is not None:
+                at_weight += grad.t() @ hidden[rows]
+        ctx.save_for_backward(gradient, at_weight, at_bias)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0].to(gradient.dtype), None, None, None
+        found = (
+            None if gradient is None else gradient * gradients[0].to(gradient.dtype)
+            for gradient in ctx.saved_tensors
+        )
+        return *found, None
 
 
 def has_plain_head(model: Any) -> bool:
@@ -162,7 +181,7 @@ def summed_loss(
         counted = ~torch.isin(targets, torch.tensor(list(ignored), device=targets.device))
         targets = targets[counted]
     head = model.get_output_embeddings()
-    if has_plain_head(model) and not head.weight.requires_grad:
+    if has_plain_head(model):
         hidden = model.base_model(input_ids=inputs, use_cache=False)[0]
         hidden = hidden.reshape(-1, hidden.shape[-1])
         hidden = hidden if counted is None else hidden[counted]
@@ -195,12 +214,51 @@ class Steps:
 class Gradient(Protocol):
     """Makes the gradient of a batch, in this process or in several."""
 
-    def of(self, batch: Tokens, number: int) -> Tensor:
+    def of(self, batch: Tokens, number: int, draw: int) -> Tensor:
         """Set the adapter's gradient to that of the batch's loss divided by `number`.
 
-        Return the summed loss, in nats.
+        `draw` is the seed of what dropout drops. Return the summed loss, in nats.
         """
         ...
+
+
+class _Dropout:
+    """Drops entries of what blocks add to the hidden state, and of the embedding of tokens.
+
+    Transformers' own dropout is not there in most of today's families, and draws from the
+    process's random state; this one draws from a seed that each step names.
+    """
+
+    def __init__(self, model: Any, share: float, device: torch.device) -> None:
+        self.share, self.active, self._draw = share, False, ""
+        self._random = torch.Generator(device)
+        found = [m for name, m in model.named_modules() if name.rpartition(".")[2] in ADDED]
+        if not found:
+            raise ModelError(
+                f"model.local_steps.dropout {share:g}: boli does not know which layers of "
+                f"{type(model).__name__} add to its hidden state",
+                "set model.local_steps.dropout = 0",
+            )
+        for number, module in enumerate((model.get_input_embeddings(), *found)):
+            module.register_forward_hook(partial(self._drop, number))
+
+    @contextlib.contextmanager
+    def dropping(self, draw: int, part: int) -> Iterator[None]:
+        """Drop while the block runs, in a part of the batch whose step has this seed."""
+        self._draw = f"{draw}/{part}"
+        self.active = True
+        try:
+            yield
+        finally:
+            self.active = False
+
+    def _drop(self, number: int, _module: Any, _inputs: Any, output: Tensor) -> Tensor:
+        if not self.active:
+            return output
+        # Seeded for each layer: a layer that is computed again drops the same entries.
+        self._random.manual_seed(_seed_of(f"{self._draw}/{number}"))
+        kept = torch.empty_like(output).bernoulli_(1 - self.share, generator=self._random)
+        return output * kept.div_(1 - self.share)
 
 
 class OwnGradient:
@@ -217,25 +275,30 @@ class OwnGradient:
         needs = memory.needs_of(model, plan, frozen.itemsize, self.device)
         self._at_once = needs.sequences
         self._layers = memory.recompute(model) if needs.recomputes else []
+        self._dropout = _Dropout(model, plan.dropout, self.device) if plan.dropout else None
         # Compiling pays where steps are many and kernels small: on GPUs, by default.
-        if plan.compile == "on" or (plan.compile == "auto" and self.device.type == "cuda"):
+        compiles = plan.compile == "auto" and self.device.type == "cuda" and not plan.dropout
+        if plan.compile == "on" or compiles:
             model.base_model.compile()
 
-    def of(self, batch: Tokens, number: int) -> Tensor:
+    def of(self, batch: Tokens, number: int, draw: int) -> Tensor:
         tokens = torch.from_numpy(batch).to(self.device, non_blocking=True)
         self.adapter.gradient.zero_()
         summed = torch.zeros((), device=self.device)
         with memory.recomputing(self._layers):
-            for rows in torch.split(tokens, self._at_once):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-                    total, _ = summed_loss(self.model, rows, self._ignored)
-                (total / number).backward()  # type: ignore[no-untyped-call]
+            for part, rows in enumerate(torch.split(tokens, self._at_once)):
+                with contextlib.ExitStack() as during:
+                    if self._dropout is not None:
+                        during.enter_context(self._dropout.dropping(draw, part))
+                    with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+                        total, _ = summed_loss(self.model, rows, self._ignored)
+                    (total / number).backward()  # type: ignore[no-untyped-call]
                 summed += total.detach()
         return summed
 
 
 class LocalSteps:
-    """AdamW over an adapter's flat vector, on one site's packed text.
+    """An inner optimizer over an adapter's flat vector, on one site's packed text.
 
     `arrays` and `facts` are its whole state: with them and the version it starts
     from, the next steps are the same bit for bit.
@@ -252,25 +315,17 @@ class LocalSteps:
         self.model, self.adapter, self.text, self.plan = model, adapter, text, plan
         self.device = adapter.flat.device
         self._gradient = gradient or OwnGradient(model, adapter, plan, text.ignored)
-        parameter = nn.Parameter(adapter.flat)
-        parameter.grad = adapter.gradient
-        self._optimizer = torch.optim.AdamW(
-            [parameter],
-            lr=plan.learning_rate,
-            betas=(plan.beta1, plan.beta2),
-            weight_decay=plan.weight_decay,
-            fused=True,
+        half = computes_in_half(plan, self.device)
+        self._optimizer = InnerOptimizer(
+            adapter,
+            plan,
+            hidden_matrices(model, adapter.layout) if plan.optimizer == "muon" else (),
+            torch.bfloat16 if half else torch.float32,
         )
-        self._parameter = parameter
-        self.reset_moments()
 
     def reset_moments(self) -> None:
-        """Start AdamW anew."""
-        self._optimizer.state[self._parameter] = {
-            "step": torch.zeros((), device=self.device),
-            "exp_avg": torch.zeros_like(self.adapter.flat),
-            "exp_avg_sq": torch.zeros_like(self.adapter.flat),
-        }
+        """Start the optimizer anew."""
+        self._optimizer.reset()
 
     def run(
         self,
@@ -290,7 +345,7 @@ class LocalSteps:
         """
         if not self.plan.keep_moments:
             self.reset_moments()
-        # Without dropout: torch's random state would have to be kept with the site's.
+        # Without the model's own dropout: torch's random state would have to be kept.
         self.model.eval()
         started = time.perf_counter()
         losses, tokens, done = 0.0, 0, 0
@@ -310,36 +365,32 @@ class LocalSteps:
         return Steps(done, tokens, losses / max(1, done), seconds)
 
     def _step(self, rate: float) -> float:
+        draw = _seed_of(f"{self.text.seed}/{self.text.position}")
         batch = self.text.take(self.plan.batch_sequences)
         number = self.text.predicted(batch)
-        total = self._gradient.of(batch, number)
+        total = self._gradient.of(batch, number, draw)
         norm = torch.linalg.vector_norm(self.adapter.gradient)
         self.adapter.gradient.mul_((self.plan.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        self._optimizer.param_groups[0]["lr"] = rate
-        self._optimizer.step()
+        self._optimizer.step(rate)
         return float(total) / number
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the moments, as copies."""
-        state = self._optimizer.state[self._parameter]
-        return {
-            "first_moment": state["exp_avg"].cpu().numpy().copy(),
-            "second_moment": state["exp_avg_sq"].cpu().numpy().copy(),
-        }
+        return self._optimizer.arrays()
 
     def facts(self) -> dict[str, Any]:
         """Return the cursor and the optimizer's step count."""
-        state = self._optimizer.state[self._parameter]
-        return {"steps": int(state["step"]), "sequences": self.text.position}
+        return {"steps": self._optimizer.num_steps, "sequences": self.text.position}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
         """Go back to a state that `arrays` and `facts` gave."""
-        state = self._optimizer.state[self._parameter]
-        with torch.no_grad():
-            state["exp_avg"].copy_(torch.from_numpy(arrays["first_moment"]))
-            state["exp_avg_sq"].copy_(torch.from_numpy(arrays["second_moment"]))
-            state["step"].fill_(float(facts["steps"]))
+        self._optimizer.restore(arrays, int(facts["steps"]))
         self.text.position = int(facts["sequences"])
+
+
+def _seed_of(words: str) -> int:
+    """Return a seed that is named, so that nothing random has to be kept."""
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big")
 
 
 def token_lines(tokenizer: Any, lines: Sequence[str]) -> Iterator[NDArray[np.uint32]]:

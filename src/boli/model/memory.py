@@ -75,13 +75,14 @@ def head_bytes(
     tokens: int,  # computed at once
     trained: bool,  # the head itself too
 ) -> int:
-    """Return the bytes that logits take at most, in training and in judging."""
+    """Return the bytes that logits, and a head's own gradient, take at most."""
     from boli.model.local_steps import LOGITS_AT_ONCE, has_plain_head
 
-    logits = tokens * model.get_output_embeddings().weight.shape[0]
-    if has_plain_head(model) and not trained:
+    weight = model.get_output_embeddings().weight
+    logits = tokens * weight.shape[0]
+    if has_plain_head(model):
         logits = min(logits, LOGITS_AT_ONCE)
-    return LOGITS_COPIES * 4 * int(logits)
+    return 4 * int(LOGITS_COPIES * logits + (weight.numel() if trained else 0))
 
 
 def _layers(model: Any) -> list[Any]:

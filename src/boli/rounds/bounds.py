@@ -1,4 +1,4 @@
-"""How much one update may move a version: what AdamW can reach, and what the other sites add.
+"""How much one update may move a version: what local steps reach, and what other sites add.
 
 Two bounds, both on norms. The first holds from version 0 on: no entry can have moved
 further than the learning rates of the steps allow. The second compares sites: an
@@ -8,7 +8,7 @@ vote in these medians, its last update, so neither a minority of sites nor many
 updates of one site move them.
 
 Source: Kingma & Ba 2015, section 2.1, on how far a step of Adam can reach.
-https://arxiv.org/abs/1412.6980
+https://arxiv.org/abs/1412.6980. A step of Muon is an orthogonal matrix times its rate.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from boli.rounds.update import Folded, Order, ServerState, UpdateHeader, Vector
 NUM_RATES = 64  # positions at which an order's learning rates are looked at
 GIVEN_BACK = 10  # orders whose content an update may carry because it was given back
 MARGIN = 1.01  # for rounding
+LARGEST_SINGULAR = 1.3  # value of what Muon's iteration gives for an orthogonal matrix
 MULTIPLE = 1.5  # below the n - 1 others from 3 sites on; honest sites differ by up to 1.4
 MULTIPLE_OF_TWO = 1.25  # one of two sites can always hold the other back, but not much more
 
@@ -56,6 +57,20 @@ def furthest_step(beta1: float, beta2: float) -> float:
     return float(np.max(first * second * np.sqrt(sums)))
 
 
+def muon_steps(shapes: Iterable[Sequence[int]]) -> tuple[float, float]:
+    """Return what one step of Muon moves at most, in its learning rates.
+
+    That is the root mean square of a segment, and one entry. Embeddings are taken for
+    matrices too: that loosens the second bound, and spares it from knowing the model.
+    """
+    matrices = [shape for shape in shapes if len(shape) == 2]
+    if not matrices:
+        return 0.0, 0.0
+    typical = LARGEST_SINGULAR / math.sqrt(min(columns for _, columns in matrices))
+    tallest = max(rows / columns for rows, columns in matrices)
+    return typical, LARGEST_SINGULAR * math.sqrt(max(1.0, tallest))
+
+
 @dataclass(frozen=True)
 class Reach:
     """How far local steps can move a site's vector."""
@@ -66,6 +81,7 @@ class Reach:
     orders: int  # whose work one update may carry: codecs leave some for later
     rounding: float  # by how much a codec may round an entry up
     multiple: float  # of what the steps can reach; inf: no bound
+    muon: tuple[float, float] = (0.0, 0.0)  # one step: root mean square, entry, in its rates
 
     def rates(self, order: Order, header: UpdateHeader) -> float:
         """Return the sum of the learning rates of the steps that an update claims."""
@@ -96,19 +112,20 @@ class Reach:
         carried = min(header.sequence, self.orders) if self.orders > 1 else min(since, GIVEN_BACK)
         reach = self.rates(order, header)
         reach += max(0, carried - 1) * self.most_steps * plan.learning_rate
-        typical = max(1.0, (1 - plan.beta1) / math.sqrt(1 - plan.beta2))
-        furthest = furthest_step(plan.beta1, plan.beta2)
+        faster = plan.muon_learning_rate / plan.learning_rate if plan.optimizer == "muon" else 0.0
+        typical = max(1.0, (1 - plan.beta1) / math.sqrt(1 - plan.beta2), faster * self.muon[0])
+        furthest = max(furthest_step(plan.beta1, plan.beta2), faster * self.muon[1])
         decayed = 0.0
         if plan.weight_decay:
             largest = float(np.abs(theta).max(initial=0)) + furthest * reach
-            decayed = plan.weight_decay * reach * largest
+            decayed = plan.weight_decay * max(1.0, faster) * reach * largest
         scale = self.multiple * MARGIN
         entry = (furthest * reach + decayed) * self.rounding * scale + unit
         return (typical * reach + decayed) * scale + unit, entry
 
 
-def reach_of(plan: Plan) -> Reach:
-    """Return how far a plan's local steps can reach."""
+def reach_of(plan: Plan, shapes: Iterable[Sequence[int]] = ()) -> Reach:
+    """Return how far a plan's local steps can reach in segments of these shapes."""
     rounds, codec = plan.rounds, plan.codec
     leaves_some = codec.name != "dense"
     # What is sent of an entry is at most twice the entry; fp16 and its like round a little.
@@ -119,6 +136,7 @@ def reach_of(plan: Plan) -> Reach:
         math.ceil(1 / min(codec.density, codec.least_density or 1.0)) if leaves_some else 1,
         2.0 if leaves_some else 1.0,
         rounds.step_multiple,
+        muon_steps(shapes),
     )
 
 

@@ -32,7 +32,7 @@ from boli.journal import Event, UpdateRejected
 from boli.rounds.bounds import Reach, Weighed, contribution, unit_of, weigh
 from boli.rounds.cohort import Cohorts
 from boli.rounds.journaled import judged, update_accepted
-from boli.rounds.outer import OuterOptimizer
+from boli.rounds.outer import Averaging, OuterOptimizer
 from boli.rounds.robust import Rule, Share, robust_mean
 from boli.rounds.shares import Shares, noted
 from boli.rounds.sums import LARGEST, WEIGHT_GRID, add_to, mean_of
@@ -91,6 +91,7 @@ class BufferedStrategy:
     trim_share: float = 0.2
     suspicion: Suspicion = field(default_factory=Suspicion)
     most_share: float | None = None  # of the updates in any ten versions, that are one site's
+    averaging: Averaging = field(default_factory=Averaging)
 
     @property
     def shares(self) -> Shares:
@@ -342,6 +343,7 @@ class BufferedStrategy:
         step, outer = self.outer.step(mean, state.outer, state.outer_round)
         carried = self.downlink_decay.of(state.unsent, state.version)
         step = step if carried is None else step + carried
+        step = self.averaging.step(step, state.theta, state.average, state.version + 1)
         # The version is what sites can decode; what they cannot waits for the next one.
         step = step + np.float32(0)  # without negative zeros, which a sparse frame leaves out
         frame = encode_frame(self.downlink, step, state.layout, None, state.version)
@@ -359,6 +361,7 @@ class BufferedStrategy:
             outer_round=state.outer_round + 1,
             version=state.version + 1,
             unsent=left if left.any() else None,
+            average=self.averaging.mean(theta, state.average, state.version + 1),
             partial_sum=None,
             coverage={},
             folded=tuple(entry for entry in state.folded if entry.key not in used),

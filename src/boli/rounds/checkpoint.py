@@ -41,6 +41,8 @@ def to_parts(state: ServerState) -> tuple[dict[str, NDArray[Any]], dict[str, Any
     arrays |= {f"outer.{name}": moment for name, moment in state.outer.items()}
     if state.partial_sum is not None:
         arrays["partial_sum"] = state.partial_sum
+    if state.average is not None:
+        arrays["average"] = state.average
     if state.unsent is not None:
         arrays["unsent"] = state.unsent
     if state.first is not None:
@@ -121,6 +123,7 @@ def from_parts(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> 
         outer=named("outer"),
         outer_round=facts["outer_round"],
         partial_sum=arrays.get("partial_sum"),
+        average=arrays.get("average"),
         unsent=arrays.get("unsent"),
         first=arrays.get("first"),
         support=Support.model_validate(facts["support"]) if "support" in facts else None,

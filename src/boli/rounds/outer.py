@@ -118,3 +118,47 @@ def outer_optimizer(plan: OuterPlan) -> OuterOptimizer:
                 np.float32(plan.epsilon),
                 yogi=plan.name == "yogi",
             )
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """Makes the last version the mean of the last so many, itself as it would have been included.
+
+    It goes the way of any version, and is judged like one: where sites find an earlier one
+    better, that one is exported.
+
+    Source: Izmailov et al. 2018, stochastic weight averaging, https://arxiv.org/abs/1803.05407;
+    Kaddour 2022, of the latest weights, https://arxiv.org/abs/2209.14981.
+    """
+
+    versions: int = 1
+    total: int = 0  # rounds; 0: there is no last version
+
+    def _place(self, version: int) -> int:
+        """Return which of the averaged versions this one is, from 1; below 1: none of them."""
+        return version - (self.total - self.versions) if self.versions > 1 and self.total else 0
+
+    def mean(
+        self,
+        theta: Vector,  # (d,) of a new version
+        before: Vector | None,  # (d,) mean of those before it
+        version: int,
+    ) -> Vector | None:
+        """Return the mean of the versions so far; None where none of them counts, or all came."""
+        place = self._place(version)
+        if not 1 <= place < self.versions:
+            return None
+        return theta if before is None else before + (theta - before) / np.float32(place)
+
+    def step(
+        self,
+        step: Vector,  # (d,) from the version before to the one that is made
+        theta: Vector,  # (d,) of the version before
+        before: Vector | None,  # (d,) mean of those that count
+        version: int,
+    ) -> Vector:
+        """Return the step to the version that is made: to the mean, where it is the last one."""
+        if before is None or version != self.total:
+            return step
+        last = theta - step
+        return theta - (before + (last - before) / np.float32(self.versions))

@@ -270,6 +270,7 @@ class ServerState:
     version: int = 0
     outer: Mapping[str, Vector] = field(default_factory=dict)  # moments, (d,) each
     outer_round: int = 0  # rounds that the outer optimizer has seen
+    average: Vector | None = None  # (d,) mean of the last versions, where one is made of them
     unsent: Vector | None = None  # (d,) of the steps so far, what versions do not carry yet
     first: Vector | None = None  # (d,) version 0, where supports are public
     support: Support | None = None  # that this version's cohort shares

@@ -122,7 +122,7 @@ def in_words(
     )
     rows = (
         "Every update has a row for each token of the vocabulary: the rows that change name the "
-        "tokens of your text, without their order."
+        "tokens that occur in your text, without their order."
         if adapter.kind == "full"
         else "An update has no row for each token of the vocabulary, but it was computed from "
         "your text: whoever studies it can make out some of what the text is about, and whether "
@@ -137,8 +137,8 @@ def in_words(
         "how long": f"{count(rounds.total)} rounds of {count(rounds.local_steps)} local steps"
         f"{speed}; at most {count(limits.max_order_hours)} h an order",
         "sends": f"for each order one update by codec {plan.codec.name}, computed from about "
-        f"{count(tokens)} tokens (at least {count(limits.min_tokens)}); its mean loss, the bits "
-        f"per byte of the lines to judge{ngram}, numbers of lines, speed; "
+        f"{count(tokens)} tokens (at least {count(limits.least_tokens(adapter.kind))}); its mean "
+        f"loss, the bits per byte of the lines to judge{ngram}, numbers of lines, speed; "
         f"at most {size(limits.max_bytes_a_day)} a day",
         "keeps back": "the text itself, and every file that is not named above",
         "tells": f"{rows} Nothing hides a single site's update from the coordinator yet.",

@@ -152,7 +152,7 @@ class Crew:
             body = own.model.base_model
             body.register_forward_pre_hook(self._forward_with_workers, with_kwargs=True)
 
-    def of(self, batch: Tokens, number: int) -> Tensor:
+    def of(self, batch: Tokens, number: int, draw: int) -> Tensor:
         """Set the adapter's gradient to the whole batch's; see Gradient.
 
         Raises:
@@ -162,9 +162,11 @@ class Crew:
         adapter = self._own.adapter
         with self.watched():
             for worker in self._workers:
-                self._send(worker, "step", batch[worker.rank :: self._size], number)
+                self._send(
+                    worker, "step", batch[worker.rank :: self._size], number, draw + worker.rank
+                )
             distributed.broadcast(adapter.flat, 0)
-            total = self._own.of(batch[:: self._size], number)
+            total = self._own.of(batch[:: self._size], number, draw)
             distributed.reduce(adapter.gradient, 0)
             distributed.reduce(total, 0)
             # Where a worker ended on a GPU, this returns with anything; `watched` looks.
@@ -175,12 +177,12 @@ class Crew:
         if not torch.is_grad_enabled():
             tokens = given["input_ids"].cpu().numpy()
             for worker in self._workers:
-                self._send(worker, "forward", tokens, 0)
+                self._send(worker, "forward", tokens, 0, 0)
             assert self._own is not None
             distributed.broadcast(self._own.adapter.flat, 0)
 
-    def _send(self, worker: _Worker, task: str, rows: Tokens, number: int) -> None:
-        header = {"task": task, "shape": rows.shape, "number": number}
+    def _send(self, worker: _Worker, task: str, rows: Tokens, number: int, draw: int) -> None:
+        header = {"task": task, "shape": rows.shape, "number": number, "draw": draw}
         worker.line.send_bytes(json.dumps(header).encode())
         worker.line.send_bytes(rows.tobytes())
 

@@ -45,11 +45,15 @@ TEMPLATE = """\
 # A line without # in front changes a limit. What is shown is what holds without it.
 
 # What may be trained: "lora", "frozen_a", "core", "full". An update of "full" has a row for each
-# token of the vocabulary, and the rows that change name the tokens of the text.
-# adapters = ["lora", "frozen_a", "core"]
+# token of the vocabulary, and the rows that change name the tokens that occur in the text.
+# adapters = ["lora", "frozen_a", "core", "full"]
 
 # Tokens that an update is computed from, at least. From a handful of them the text can be read.
 # min_tokens = 4096
+
+# The same for an adapter of kind "full"; the larger of the two holds. From many tokens such an
+# update names a good part of the vocabulary, without order, which says little of any sentence.
+# min_tokens_full = 16384
 
 # Held-out lines that are judged together, at least: the loss of one line says much about it.
 # min_judged_lines = 10
@@ -92,8 +96,9 @@ class Limits(BaseModel):
 
     adapters: Annotated[
         tuple[Literal["lora", "frozen_a", "core", "full"], ...], Field(strict=False)
-    ] = ("lora", "frozen_a", "core")
+    ] = ("lora", "frozen_a", "core", "full")
     min_tokens: int = Field(4096, ge=1)
+    min_tokens_full: int = Field(16_384, ge=1)
     min_judged_lines: int = Field(10, ge=1)
     tell_ngram: bool = True
     max_local_steps: int = Field(10_000, ge=1)
@@ -116,6 +121,10 @@ class Limits(BaseModel):
     def digest(self) -> str:
         """Hash of all limits: what was refused under some is looked at again under others."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    def least_tokens(self, kind: str) -> int:
+        """Return the tokens that an update of this kind of adapter is computed from, at least."""
+        return max(self.min_tokens, self.min_tokens_full) if kind == "full" else self.min_tokens
 
     def check_plan(self, plan: Plan) -> None:
         """Refuse a plan that trains, sends or judges what the site does not allow.
@@ -162,9 +171,10 @@ class Limits(BaseModel):
         for version in {0, rounds.total - 1}:
             weights = rates(steps, version / rounds.total, 1 / (rounds.total * asked), asked)
             tokens = tokens_behind(steps, weights)[-1]
-            if tokens < self.min_tokens:
+            if tokens < self.least_tokens(plan.model.adapter.kind):
                 raise self._too_few(
                     tokens,
+                    plan,
                     "the plan's orders compute an update",
                     "raise rounds.local_steps (or, in a speed-aware plan, rounds.min_local_steps), "
                     "model.local_steps.batch_sequences or its sequence_length in the plan",
@@ -190,8 +200,10 @@ class Limits(BaseModel):
                 "lower model.local_steps.batch_sequences in the plan",
             )
 
-    def _too_few(self, tokens: float, what: str, hint: str) -> LimitError:
-        return _beyond(f"{what} from {tokens:.0f} tokens", f"min_tokens = {self.min_tokens}", hint)
+    def _too_few(self, tokens: float, plan: Plan, what: str, hint: str) -> LimitError:
+        least = self.least_tokens(plan.model.adapter.kind)
+        key = "min_tokens" if least == self.min_tokens else "min_tokens_full"
+        return _beyond(f"{what} from {tokens:.0f} tokens", f"{key} = {least}", hint)
 
     def check_text(self, data: Path, sources: tuple[TextSource, ...]) -> None:
         """Refuse text that the site's people did not allow, or that lies outside of their folder.
@@ -447,6 +459,10 @@ class OrderCheck:
     _began: float = 0.0
     _waits: bool = False
 
+    @property
+    def _least(self) -> int:
+        return self.limits.least_tokens(self.plan.model.adapter.kind)
+
     def begin(self, order: Order, expected_bytes: int) -> None:
         """Check an order before any work.
 
@@ -473,10 +489,10 @@ class OrderCheck:
             )
         weights = rates(steps, order.position, order.position_step, order.local_steps)
         tokens = tokens_behind(steps, weights)
-        self._enough = np.concatenate([[False], tokens >= self.limits.min_tokens])
+        self._enough = np.concatenate([[False], tokens >= self._least])
         if not self._enough[-1]:
             raise self.limits._too_few(
-                tokens[-1], "the order computes an update", "ask for more local steps"
+                tokens[-1], self.plan, "the order computes an update", "ask for more local steps"
             )
         self._check_bytes(expected_bytes)
 
@@ -529,7 +545,7 @@ class OrderCheck:
     def tells_loss(self, steps: int) -> bool:
         """Tell whether a mean over so many local steps may be told: that of a few is about them."""
         plan = self.plan.model.local_steps
-        return steps * plan.batch_sequences * plan.sequence_length >= self.limits.min_tokens
+        return steps * plan.batch_sequences * plan.sequence_length >= self._least
 
     def may_send(self, num_bytes: int) -> bool:
         """Tell whether an answer may leave now, and count it; False: ask again later."""
@@ -550,9 +566,12 @@ class OrderCheck:
         Raises:
             LimitError: there is too little.
         """
-        if text_tokens < self.limits.min_tokens:
+        if text_tokens < self._least:
             raise self.limits._too_few(
-                text_tokens, "updates would be computed over and over", "name more text in the plan"
+                text_tokens,
+                self.plan,
+                "updates would be computed over and over",
+                "name more text in the plan",
             )
         for language, parts in num_lines.items():
             for part in ("tuning", "test"):

@@ -28,6 +28,7 @@ class Task:
     name: str  # step, forward
     rows: Any  # (n, length) int64 tokens
     number: int  # of predicted tokens in the whole batch
+    draw: int  # seed of what dropout drops
 
 
 class NodeLine:
@@ -45,7 +46,7 @@ class NodeLine:
                 header = json.loads(self._line.recv_bytes())
                 rows = np.frombuffer(self._line.recv_bytes(), np.int64)
                 rows = rows.reshape(header["shape"]).copy()
-                self._tasks.put(Task(header["task"], rows, header["number"]))
+                self._tasks.put(Task(header["task"], rows, header["number"], header["draw"]))
         except (EOFError, OSError):
             # The node is gone, and with it everything that this process could be for.
             os._exit(0)
@@ -81,7 +82,7 @@ def serve(line: NodeLine) -> None:
         task = line.next_task()
         distributed.broadcast(own.adapter.flat, 0)
         if task.name == "step":
-            total = own.of(task.rows, task.number)
+            total = own.of(task.rows, task.number, task.draw)
             distributed.reduce(own.adapter.gradient, 0)
             distributed.reduce(total, 0)
         else:

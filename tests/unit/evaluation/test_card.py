@@ -24,6 +24,7 @@ def front_of(text: str) -> Any:
     [
         (4, 0.75, [], "Version 4 of 4 is exported, the last one."),
         (2, 0.75, [], "Version 2 of 4 is exported: it was the best on the sites' tuning text."),
+        (2, 0.75, [], "What came after it made that text worse."),
         (4, 1.0, ["no-better-than-base"], "> **Warning: it is no better than the base"),
         (4, None, ["no-better-than-base"], "> **Warning: 1 of 2 sites judged it"),
     ],

@@ -14,7 +14,7 @@ import transformers
 from transformers import PreTrainedTokenizerFast
 
 from boli.errors import ModelError
-from boli.evaluation.forecast import _memory, _notes, _notes_on_one_site, _site
+from boli.evaluation.forecast import _memory, _notes, _notes_on_one_site, _of_muon, _site
 from boli.model.adapter import adapter_layout
 from boli.plan import AdapterPlan, LocalStepsPlan, Plan
 from boli.preparation import check_text
@@ -155,3 +155,48 @@ def test_logits_that_are_not_made_in_blocks_are_counted(plan: Plan) -> None:
     model.config.final_logit_softcapping = 30.0
     _, whole = _memory(plan, model, 1)
     assert whole - blocks > 4096 * 262_144 * 4
+
+
+def test_passes_over_the_text_are_told_and_many_are_warned_of(
+    tiny_plan: Callable[..., Plan], tmp_path: Path, micro_base: Path
+) -> None:
+    plan = tiny_plan(tmp_path, model={"base": {"path": str(micro_base), "micro": None}})
+    few = check(plan)
+    # 2 rounds of 2 steps of 2 × 32 tokens; counted with the base's own tokenizer.
+    lines = check_text(plan)["gaya"]["mag"].train
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(micro_base)
+    tokens = sum(len(row) + 1 for row in tokenizer(lines, add_special_tokens=False)["input_ids"])
+    (gaya,) = (site for site in few.sites if site.name == "gaya")
+    assert gaya.passes == pytest.approx(256 / tokens, rel=0.01)
+    assert not [note for note in few.notes if "is read" in note]
+    steps = {"local_steps": 40 * 128}
+    changed = {"rounds": steps, "model": {"base": {"path": str(micro_base), "micro": None}}}
+    (note,) = (note for note in check(tiny_plan(tmp_path, **changed)).notes if "is read" in note)
+    assert "model.local_steps.dropout" in note
+
+
+def test_muon_needs_fewer_moments_and_more_for_a_step(
+    tiny_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from boli.model.adapter import adapter_layout
+
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    found = []
+    for name in ("adamw", "muon"):
+        steps = {"optimizer": name}
+        plan = tiny_plan(tmp_path, model={"adapter": {"kind": "full"}, "local_steps": steps})
+        found.append(_of_muon(plan, model, adapter_layout(model, plan.model.adapter)))
+    square, tall = 3 * 4 * 32 * 32, 3 * 2 * 48 * 32
+    assert found == [0, 4 * max(square, tall) - (square + tall + 3 * 48 * 32)]

@@ -229,6 +229,7 @@ def test_page_says_which_version_is_exported_and_why(story: Callable[..., Story]
     page = write_report(told.folder).read_text(encoding="utf-8")
     said = text_of(page)
     assert "Version 1 of 2 is exported: it was the best on the sites' tuning text." in said
+    assert "What came after it made that text worse." in said
     assert "More than half of the sites judge it at least 25.0 % better than the base." in said
     assert "3 exported version 1 again" in said
     assert "Site gaya was suspended: no more orders were given." in said

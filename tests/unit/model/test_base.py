@@ -305,16 +305,24 @@ def test_same_plan_and_text_are_built_once(empty_home: Path, made_up_lines: Line
     assert (folder / "model.safetensors").read_bytes() == weights  # and bit for bit again
 
 
-def test_digest_changes_with_every_setting_and_with_the_text() -> None:
+def test_digest_changes_with_every_setting_and_with_the_text(tmp_path: Path) -> None:
     lines = ["एक", "दू"]
     digests = {micro_digest(TINY, lines), micro_digest(TINY, ["एक", "तीन"])}
     digests.add(micro_digest(TINY, ["दू", "एक"]))
     changes: dict[str, Any] = {
         name: value * 2 if value else 1 for name, value in TINY.model_dump().items()
     }
+    changes |= {"optimizer": "adamw", "tokenizer": str(tmp_path)}
+    (tmp_path / "tokenizer.json").write_text("{}")
     for name, value in changes.items():
         digests.add(micro_digest(TINY.model_copy(update={name: value}), lines))
     assert len(digests) == 3 + len(changes)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "tokenizer.json").write_text("{}")
+    moved = TINY.model_copy(update={"tokenizer": str(tmp_path / "elsewhere")})
+    assert micro_digest(moved, lines) in digests  # where it lies is nothing of what it is
+    with pytest.raises(ModelError, match=r"cannot read a tokenizer\.json"):
+        micro_digest(TINY.model_copy(update={"tokenizer": str(tmp_path / "none")}), lines)
 
 
 def test_interrupted_build_leaves_nothing_behind_and_can_be_repeated(

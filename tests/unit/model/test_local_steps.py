@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from boli.errors import CorpusError, SiteError
+from boli.errors import CorpusError, ModelError, SiteError
 from boli.model import local_steps
 from boli.model.adapter import attach
 from boli.model.local_steps import (
@@ -177,13 +177,17 @@ def test_tiny_families_take_the_blockwise_way(
     assert seen == [14]
 
 
-def test_trained_or_unknown_heads_take_the_plain_way(llama: Path, load_tiny: Load) -> None:
+def test_trained_and_unknown_heads_give_the_plain_loss(llama: Path, load_tiny: Load) -> None:
     tokens = torch.arange(20).view(2, 10)
     base = load_tiny(llama, "full")
     attach(base.model, AdapterPlan(kind="full"))
     loss, _ = summed_loss(base.model, tokens)
     loss.backward()
-    assert base.model.lm_head.weight.grad.abs().max() > 0
+    mine = base.model.lm_head.weight.grad.clone()
+    base.model.lm_head.weight.grad.zero_()
+    plain_loss(base.model, tokens).backward()
+    assert torch.allclose(mine, base.model.lm_head.weight.grad, rtol=1e-3, atol=1e-5)
+    assert mine.abs().max() > 0
     assert loss.item() == pytest.approx(plain_loss(base.model, tokens).item(), rel=1e-5)
     other = load_tiny(llama)
     attach(other.model, LORA)
@@ -224,13 +228,36 @@ def test_gradient_of_the_blockwise_head_is_the_one_of_autograd(
     weight, bias = torch.randn(25, 8), torch.randn(25) if with_bias else None
     hidden = torch.randn(11, 8, requires_grad=True)
     targets = torch.randint(0, 25, (11,))
+    trained = [t.requires_grad_() for t in (hidden, weight, bias) if t is not None]
     loss = _HeadLoss.apply(hidden, weight, bias, targets)
-    (mine,) = torch.autograd.grad(3 * loss, hidden)
+    mine = torch.autograd.grad(3 * loss, trained)
     logits = nn.functional.linear(hidden, weight, bias)
     reference = nn.functional.cross_entropy(logits, targets, reduction="sum")
-    (theirs,) = torch.autograd.grad(3 * reference, hidden)
+    theirs = torch.autograd.grad(3 * reference, trained)
     assert loss.item() == pytest.approx(reference.item(), rel=1e-5)
-    assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_drops_what_the_seed_of_the_step_says(llama: Path, load_tiny: Load) -> None:
+    steps = steps_on(load_tiny(llama), "full", dropout=0.3)
+    gradient, batch = steps._gradient, steps.text.take(2)
+    one, again, other = (gradient.of(batch, 30, draw).item() for draw in (1, 1, 2))
+    assert one == again != other
+    plain = plain_loss(steps.model, torch.from_numpy(batch)).item()
+    assert one != pytest.approx(plain, rel=1e-4)
+    # Judging drops nothing.
+    assert summed_loss(steps.model, torch.from_numpy(batch))[0].item() == pytest.approx(plain)
+    mean = np.mean([gradient.of(batch, 30, draw).item() for draw in range(40)])
+    assert mean == pytest.approx(plain, rel=0.1)
+
+
+def test_dropout_in_a_model_of_unknown_layers_is_refused() -> None:
+    class Other(nn.Module):
+        pass
+
+    with pytest.raises(ModelError, match=r"dropout 0\.1.*of Other add"):
+        local_steps._Dropout(Other(), 0.1, torch.device("cpu"))
 
 
 # --- the learning rate

@@ -27,7 +27,7 @@ def gradient_of(base: Any, plan: LocalStepsPlan) -> tuple[float, torch.Tensor]:
     lines = [torch.arange(start, start + 90).numpy().astype("uint32") for start in (3, 50, 200)]
     batch = PackedText(lines, 16, 1).take(4)
     base.model.eval()
-    total = OwnGradient(base.model, adapter, plan).of(batch, 60)
+    total = OwnGradient(base.model, adapter, plan).of(batch, 60, 7)
     return float(total), adapter.gradient.clone()
 
 
@@ -38,6 +38,16 @@ def test_parts_of_a_batch_add_up_to_its_gradient(
     whole, expected = gradient_of(load_tiny(family), plan_of())
     parts, found = gradient_of(load_tiny(family), plan_of(**values))
     assert parts == pytest.approx(whole, rel=1e-5)
+    assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_layers_computed_again_drop_the_same_entries(family: Path, load_tiny: Load) -> None:
+    dropping = {"dropout": 0.3, "micro_sequences": 2}
+    (total, expected), (again, found) = (
+        gradient_of(load_tiny(family), plan_of(checkpointing=checkpointing, **dropping))
+        for checkpointing in ("off", "on")
+    )
+    assert again == pytest.approx(total, rel=1e-6)
     assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
 
 

@@ -18,6 +18,7 @@ from boli.rounds.bounds import (
     furthest_step,
     lower_median,
     multiple_of,
+    muon_steps,
     reach_of,
     weigh,
 )
@@ -244,6 +245,33 @@ def test_codec_that_leaves_some_may_send_what_is_left_of_earlier_orders(
     )
     assert first < last < 10 * first * 4 * 10
     assert reach_of(tiny_plan(tmp_path)).orders == 1
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16), (3, 40)])
+def test_steps_of_muon_stay_within_their_reach(shape: tuple[int, int]) -> None:
+    """An orthogonal matrix, scaled as Muon scales it, with singular values as they come out."""
+    draw = np.random.default_rng(0)
+    typical, furthest = muon_steps([shape, (5,)])
+    for _ in range(20):
+        u, _, v = np.linalg.svd(draw.normal(size=shape), full_matrices=False)
+        values = draw.uniform(0.7, 1.2, min(shape))
+        step = max(1.0, shape[0] / shape[1]) ** 0.5 * (u * values) @ v
+        assert np.sqrt(np.mean(step**2)) <= typical
+        assert np.abs(step).max() <= furthest
+    assert typical < 2.5 * np.sqrt(np.mean(step**2))
+
+
+def test_muon_reaches_further_where_its_rate_is_higher(tiny_plan: Any, tmp_path: Any) -> None:
+    theta = np.zeros(4, np.float32)
+
+    def typical(rate: float) -> float:
+        steps = {"optimizer": "muon", "muon_learning_rate": rate, "learning_rate": 1e-3}
+        plan = tiny_plan(tmp_path, model={"local_steps": steps})
+        found = reach_of(plan, [(4, 16)])
+        return found.limits(order_of(), header_of(), (), theta, 0.0)[0]
+
+    assert typical(1e-5) == pytest.approx(typical(1e-6))  # AdamW's, of vectors
+    assert typical(0.2) == pytest.approx(2 * typical(0.1))
 
 
 def test_weight_decay_widens_the_reach() -> None:

@@ -24,7 +24,7 @@ from boli.journal import (
 from boli.model.layout import Vector
 from boli.rounds.buffer import BufferedStrategy
 from boli.rounds.checkpoint import from_parts, to_parts
-from boli.rounds.outer import Nesterov
+from boli.rounds.outer import Averaging, Nesterov
 from boli.rounds.schedule import Schedule
 from boli.rounds.sums import GRID, add_to
 from boli.rounds.transport import Delivery
@@ -773,3 +773,27 @@ def test_order_says_how_dense_its_answer_may_be(federation: Fed) -> None:
         delivery = fed.delivery(state, "gaya", vector, codec=codec)
         _, verdict, _ = fold_one(fed.strategy(uplink=plan), state, delivery)
         assert verdict.accepted == accepted
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_last_version_is_the_mean_of_the_last_ones_also_over_a_restart(
+    federation: Fed, restarts: bool
+) -> None:
+    fed = federation(THREE)
+    strategy = fed.strategy(averaging=Averaging(versions=3, total=4))
+    plain = fed.strategy()
+    found = other = fed.state()
+    versions = []
+    for seed in range(4):
+        given = vectors(fed, list(THREE), seed)
+        for name in THREE:
+            found, *_ = fold_one(strategy, found, fed.delivery(found, name, given[name]))
+            other, *_ = fold_one(plain, other, fed.delivery(other, name, given[name]))
+        found, release, _ = strategy.step(found)
+        other, *_ = plain.step(other)
+        versions.append(other.theta)
+        assert np.array_equal(release.theta, found.theta)
+        found = from_parts(*to_parts(found)) if restarts else found
+        found, other = fed.ask(found), fed.ask(other)
+    assert np.allclose(found.theta, np.mean(versions[-3:], axis=0), atol=1e-6)
+    assert found.average is None

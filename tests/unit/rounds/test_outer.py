@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from boli.plan_rounds import OuterPlan
-from boli.rounds.outer import outer_optimizer
+from boli.rounds.outer import Averaging, outer_optimizer
 from boli.rounds.update import Vector
 
 RNG = np.random.default_rng(3)
@@ -145,3 +145,23 @@ def test_saved_moments_continue_bit_for_bit(plan: dict[str, Any]) -> None:
         optimizer = outer_optimizer(OuterPlan(**plan))  # settings only, no progress
         step, moments = optimizer.step(mean, {k: v.copy() for k, v in moments.items()}, index)
         assert step.tobytes() == reference[index].tobytes()
+
+
+@pytest.mark.parametrize("versions", [1, 2, 4, 9])
+def test_last_version_is_the_mean_of_the_last_ones(versions: int) -> None:
+    averaging = Averaging(versions, total=len(MEANS))
+    theta, average, plain = START, None, [START]
+    for version, step in enumerate(MEANS, 1):
+        plain.append(plain[-1] - step)
+        made = theta - averaging.step(step, theta, average, version)
+        average = averaging.mean(made, average, version)
+        theta = made
+        if version < len(MEANS):
+            assert np.array_equal(theta, plain[-1])
+    assert np.allclose(theta, np.mean(plain[-versions:], axis=0), atol=1e-5)
+    assert average is None  # nothing is left in the checkpoint
+
+
+def test_run_without_an_end_averages_nothing() -> None:
+    assert Averaging(4).mean(START, None, 3) is None
+    assert np.array_equal(Averaging(4).step(MEANS[0], START, START, 3), MEANS[0])

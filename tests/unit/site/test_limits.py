@@ -244,6 +244,9 @@ def test_only_the_text_of_records_is_trained_on(data: Path) -> None:
 # --- plans
 
 
+LORA = "model.adapter.kind=lora"
+
+
 def shipped(*settings: str) -> Plan:
     return load_plan(PLANS / "first.toml", settings)
 
@@ -251,14 +254,15 @@ def shipped(*settings: str) -> Plan:
 def test_ordinary_plans_are_within_the_usual_limits() -> None:
     code = TUTORIAL.read_text(encoding="utf-8").split("cat > villages.toml <<'END'\n")[1]
     tables = tomllib.loads(code.split("\nEND\n")[0])
-    for plan in (shipped(), load_plan(PLANS / "thin.toml"), Plan.model_validate(tables)):
+    ours = [load_plan(path) for path in sorted(PLANS.glob("*.toml"))]
+    for plan in (*ours, Plan.model_validate(tables)):
         Limits().check_plan(plan)
 
 
 @pytest.mark.parametrize(
     ("settings", "limit"),
     [
-        (["model.adapter.kind=full"], "adapters"),
+        (["model.adapter.kind=full", "rounds.local_steps=15"], "min_tokens_full"),
         (["rounds.local_steps=1"], "min_tokens"),
         (["model.local_steps.batch_sequences=1"], "min_tokens"),
         (["model.local_steps.sequence_length=8"], "min_tokens"),
@@ -280,9 +284,18 @@ def test_plan_beyond_the_limits_is_refused_with_what_to_change(
     assert caught.value.hint
 
 
+def test_update_of_every_weight_needs_more_text() -> None:
+    with pytest.raises(LimitError, match="min_tokens_full = 16384"):
+        Noted(plan=shipped()).check.begin(asked(local_steps=8), 0)
+    Noted(Limits(max_bytes_a_day=9), shipped(LORA)).check.begin(asked(local_steps=8), 0)
+    Noted(Limits(min_tokens_full=1), shipped()).check.begin(asked(local_steps=8), 0)
+    # The larger of the two holds.
+    assert Limits(min_tokens=99, min_tokens_full=1).least_tokens("full") == 99
+
+
 def test_speed_aware_plan_that_bounds_its_orders_is_allowed() -> None:
     aware = ["rounds.mode=asynchronous", "rounds.speed_aware=true"]
-    Limits().check_plan(shipped(*aware, "rounds.min_local_steps=12"))
+    Limits().check_plan(shipped(*aware, "rounds.min_local_steps=24"))
 
 
 def test_site_may_keep_to_itself_what_ngrams_of_its_text_need() -> None:
@@ -315,7 +328,7 @@ def test_each_limit_has_words_of_its_own_at_the_coordinator() -> None:
         assert "limits." + name.replace("_", "-") in PUBLIC_WORDS
     assert NotAcceptedError("").code in PUBLIC_WORDS
     with pytest.raises(LimitError) as caught:
-        Limits().check_plan(shipped("model.adapter.kind=full"))
+        Limits(adapters=("lora",)).check_plan(shipped("model.adapter.kind=full"))
     assert caught.value.code == "limits.adapters"
 
 
@@ -355,7 +368,7 @@ class Noted:
         sent = values.pop("sent", None) or SentBytes(Path("/nonexistent"), 0)
         self.check = OrderCheck(
             limits or Limits(),
-            plan or shipped(),
+            plan or shipped(LORA),
             sent,
             lambda order, error: self.refused.append((order.order, error)),
             clock=lambda: self.now,
@@ -375,7 +388,9 @@ class Noted:
     ],
 )
 def test_order_beyond_the_limits_is_refused_and_noted(order: dict[str, Any]) -> None:
-    plan = shipped("model.local_steps.schedule=linear", "model.local_steps.final_learning_rate=0")
+    plan = shipped(
+        LORA, "model.local_steps.schedule=linear", "model.local_steps.final_learning_rate=0"
+    )
     noted = Noted(plan=plan)
     with pytest.raises(LimitError) as caught:
         noted.check.begin(asked(**order), 1000)
@@ -457,7 +472,7 @@ def node(line: Line, folder: Path, noted: Noted) -> Node:
 
 def in_test(limits: Limits, folder: Path, **values: Any) -> Noted:
     sent = SentBytes(folder / "sent", limits.max_bytes_a_day, values.pop("today", lambda: 1))
-    return Noted(limits, shipped(*TINY), sent=sent, **values)
+    return Noted(limits, shipped(*TINY, LORA), sent=sent, **values)
 
 
 def test_attempt_that_is_cut_short_is_not_cut_below_the_text_that_an_update_needs(
