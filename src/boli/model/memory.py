@@ -27,7 +27,7 @@ from boli.plan import LocalStepsPlan
 # Values kept for the way back, for each value that goes into or comes out of a linear layer. As
 # autograd counts them: 1.02 of Llama, 1.14 of Qwen 3 and BLOOM, 1.25 of Gemma 3 with its norms.
 KEPT_SHARE = 1.25
-ACTIVATION_BYTES = 320_000_000  # of the parts of a batch that are computed at once, on a CPU
+ACTIVATION_BYTES = 240_000_000  # of the parts of a batch that are computed at once, on a CPU
 PASSING_SHARE = 0.25  # of the base's bytes: what comes and goes within a step, measured
 LOGITS_COPIES = 4  # as they are, in float32, their logarithms, and the gradient
 GPU_SHARE = 0.25  # of a GPU's memory, likewise
