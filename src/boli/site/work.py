@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from boli.corpus.sources import Split, read_split, share_of
 from boli.errors import DivergedError, SiteError
 from boli.evaluation.metrics import Bits, bits_per_byte, bytes_of, check_tokenizer
-from boli.model import memory
 from boli.model.adapter import adapter_layout, attach
 from boli.model.base import Base, best_device, check_length, load_base
 from boli.model.framing import framing_of
@@ -182,7 +181,6 @@ def site_base(plan: Plan, site: SitePlan, origin: str, device: torch.device) -> 
 def own_gradient(plan: Plan, site: SitePlan, base: Base, device: torch.device) -> OwnGradient:
     """Attach the adapter, and share the base out where the plan says so."""
     steps = plan.model.local_steps
-    memory.return_what_is_free(base.model)
     adapter = attach(base.model, plan.model.adapter, site.rank, device)
     if site.sharding != "none":
         share_out(base.model, site.sharding, device)
