@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import runpy
 import shutil
 import subprocess
 import tempfile
@@ -37,6 +38,7 @@ settings.load_profile("boli")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--skipped", type=Path, metavar="FILE", help="count skipped tests by reason")
+    parser.addoption("--wheels", type=Path, metavar="DIR", help="installed wheels of real bases")
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -108,6 +110,17 @@ def corpora() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real text beside the repository: {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_bases(pytestconfig: pytest.Config) -> dict[str, Path]:
+    """Return GGUF files of real bases by name: benchmarks/real_bases.py says how to get them."""
+    folder = pytestconfig.getoption("--wheels")
+    if folder is None:
+        pytest.skip("no real bases: give --wheels DIR")
+    module = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "real_bases.py"))
+    found: dict[str, Path] = module["find_bases"](folder)
+    return found
 
 
 def _made_up_lines(language: str, count: int) -> list[str]:

@@ -157,7 +157,7 @@ def _memory(plan: Plan, model: Any, parameters: int) -> tuple[int, int]:
     """
     from boli.evaluation.metrics import TOKENS_AT_ONCE
     from boli.model.base import best_device
-    from boli.model.memory import head_bytes, needs_of
+    from boli.model.memory import PASSING_SHARE, head_bytes, needs_of
 
     base, steps = plan.model.base, plan.model.local_steps
     needs = needs_of(model, steps, 4, best_device())
@@ -168,7 +168,8 @@ def _memory(plan: Plan, model: Any, parameters: int) -> tuple[int, int]:
         head_bytes(model, trained, plan.model.adapter.kind == "full"),
         head_bytes(model, TOKENS_AT_ONCE, False),
     )
-    return held + on_disk, held + needs.activation_bytes + logits
+    passing = int(PASSING_SHARE * held)
+    return held + on_disk, held + passing + needs.activation_bytes + logits
 
 
 def _weights_bytes(origin: str | None) -> int:

@@ -20,6 +20,7 @@ import torch
 
 from boli.durable import locked, storage_error, sync_folder, sync_tree
 from boli.errors import ModelError, StorageError
+from boli.model import memory
 from boli.model.adapter import attach
 from boli.model.local_steps import LocalSteps, PackedText, computes_in_half, token_lines
 from boli.plan import AdapterPlan, BasePlan, LocalStepsPlan, MicroPlan
@@ -106,6 +107,7 @@ def load_base(
         model = model.to(device) if placed else model
     else:
         _keep_weights_as_they_are(model)
+    memory.return_what_is_free(model)
     return Base(model, tokenizer, origin)
 
 

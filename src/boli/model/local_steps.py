@@ -158,15 +158,13 @@ def token_losses(
     hidden = model.base_model(input_ids=inputs, use_cache=False)[0]
     hidden = hidden.reshape(-1, hidden.shape[-1])
     block = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-    losses = [
-        nn.functional.cross_entropy(
-            head(hidden[start : start + block]).float(),
-            chosen[start : start + block],
-            reduction="none",
-        )
-        for start in range(0, hidden.shape[0], block)
-    ]
-    return torch.cat(losses).view(targets.shape)
+    # Made beforehand: small pieces between the blocks would keep memory from being used again.
+    losses = torch.empty(chosen.shape, device=hidden.device)
+    for start in range(0, hidden.shape[0], block):
+        rows = slice(start, start + block)
+        logits = head(hidden[rows]).float()
+        losses[rows] = nn.functional.cross_entropy(logits, chosen[rows], reduction="none")
+    return losses.view(targets.shape)
 
 
 def summed_loss(

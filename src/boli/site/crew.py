@@ -150,7 +150,10 @@ class Crew:
             worker.check(None)
         if self.sharded:
             body = own.model.base_model
-            body.register_forward_pre_hook(self._forward_with_workers, with_kwargs=True)
+            # In front of what gathers its layers, for which the workers have to be there.
+            body.register_forward_pre_hook(
+                self._forward_with_workers, prepend=True, with_kwargs=True
+            )
 
     def of(self, batch: Tokens, number: int, draw: int) -> Tensor:
         """Set the adapter's gradient to the whole batch's; see Gradient.

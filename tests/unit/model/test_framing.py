@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from boli.errors import CorpusError
 from boli.evaluation.metrics import bits_per_byte
 from boli.model.framing import Framing, framing_of
+from boli.model.gguf import build_from_gguf
 from boli.model.local_steps import token_lines
 
 SPECIALS = ("<pad>", "<eos>", "<bos>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -151,3 +152,28 @@ def test_packed_lines_carry_no_begin_that_the_end_before_already_is(
     stream = np.concatenate(list(token_lines(again, lines)))
     assert (stream == 1).sum() == 5
     assert framing_of(again) == framing_of(tokenizer)
+
+
+# What each was trained with; and by how much its bits a byte rise behind its end token instead.
+REAL = {"smollm2": (Framing((0,), 2), 1.02), "gemma": (Framing((2,), 1), 1.2)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_real_base_needs_fewer_bits_behind_its_own_begin(
+    name: str, real_bases: dict[str, Path], corpora: Path, load_tiny: Callable[..., Any]
+) -> None:
+    if name not in real_bases:
+        pytest.skip(f"{name} is not among the real bases")
+    base = load_tiny(build_from_gguf(real_bases[name]))
+    expected, rise = REAL[name]
+    assert framing_of(base.tokenizer) == expected
+    file = {"smollm2": "seed.eng", "gemma": "seed.bho"}[name]
+    text = (corpora / "parallel" / "nllb_seed" / file).read_text(encoding="utf-8")
+    lines = text.splitlines()[5:400:40]
+    own = bits_per_byte(base.model, base.tokenizer, lines, 512)
+    with pytest.MonkeyPatch.context() as patch:
+        end = Framing((expected.end,), expected.end)
+        patch.setattr("boli.evaluation.metrics.framing_of", lambda _: end)
+        other = bits_per_byte(base.model, base.tokenizer, lines, 512)
+    assert other.bits > rise * own.bits

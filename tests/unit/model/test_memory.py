@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,3 +113,16 @@ def test_softcapped_logits_are_no_plain_product(family: Path, load_tiny: Load) -
     assert local_steps.has_plain_head(model)
     model.config.final_logit_softcapping = 30.0
     assert not local_steps.has_plain_head(model)
+
+
+def test_small_bases_leave_the_allocator_as_it_is(family: Path, load_tiny: Load) -> None:
+    assert not memory.return_what_is_free(load_tiny(family).model)
+
+
+def test_large_bases_give_back_what_is_free() -> None:
+    script = (
+        "import torch, platform; from boli.model import memory;"
+        "model = torch.nn.Linear(8000, 8000);"
+        "assert memory.return_what_is_free(model) == (platform.libc_ver()[0] == 'glibc')"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
