@@ -16,8 +16,8 @@ rates           sentence, marker and window pass rates of dialect, Hindi, that m
 
 Beside it: the identifier alone (corpus/language.py), of the same lines, and naive Bayes on
 characters (1-5-grams), of 3,000 of them a language. Seeds draw 80 % of the training articles and
-lines, and the windows. Means over seeds; `paired` compares errors by held-out article, for the
-first seed.
+lines, and the windows. Means over seeds; `paired` compares errors between sisters by held-out
+article, for the first seed.
 
 python benchmarks/fidelity.py DATA [--out FOLDER]
 """
@@ -39,7 +39,7 @@ import numpy as np
 
 from boli.corpus.ngrams import fold, substrings
 from boli.corpus.sources import normal_form, part_of, read_labeled
-from boli.evaluation.fidelity import Fidelity, judge, learn
+from boli.evaluation.fidelity import LEAN, Fidelity, judge, learn
 from boli.evaluation.paired import compare
 from boli.plan import HeldOutPlan
 from language import NaiveBayes, grams, read
@@ -190,8 +190,8 @@ def judges(fidelity: Fidelity, text: dict[str, list[list[str]]]) -> dict[str, Ma
         return margins
 
     return {
-        "fidelity": fidelity.margins,
-        "markers alone": fidelity.marker_margins,
+        "fidelity": lambda lines, language: fidelity.margins(lines, language) + LEAN,
+        "markers alone": lambda lines, language: fidelity.marker_margins(lines, language) + LEAN,
         "identifier": of(identified),
         "naive Bayes": of(counted),
     }
@@ -215,14 +215,22 @@ def told_apart(
     margins: Margins, labels: Sequence[str], sets: dict[str, list[str]], among: Sequence[str]
 ) -> dict[str, float]:
     """Return the recall of each language, of lines that are called by the one that loses least."""
-    recall = {}
-    for name in among:
-        least = []
-        for other in among:
-            columns = [k for k, n in enumerate(n for n in labels if n != other) if n in among]
-            least.append(margins(sets[name], other)[:, columns].min(1))
-        recall[name] = float((np.stack(least, 1).argmax(1) == among.index(name)).mean())
-    return recall
+    return {name: float(right_among(margins, labels, sets, among, name).mean()) for name in among}
+
+
+def right_among(
+    margins: Margins,
+    labels: Sequence[str],
+    sets: dict[str, list[str]],
+    among: Sequence[str],
+    name: str,
+) -> Floats:  # (lines,) bool
+    least = []
+    for other in among:
+        columns = [k for k, n in enumerate(n for n in labels if n != other) if n in among]
+        least.append(margins(sets[name], other)[:, columns].min(1))
+    found: Floats = np.stack(least, 1).argmax(1) == among.index(name)
+    return found
 
 
 def measured(data: Data, regime: str, seed: int) -> dict[str, Any]:
@@ -279,25 +287,19 @@ def rates(data: Data, fidelity: Fidelity) -> dict[str, Any]:
 
 
 def paired(data: Data, fidelity: Fidelity, found: dict[str, Margins]) -> dict[str, str]:
-    """Compare errors on held-out articles: a dialect's windows of ten words taken for Hindi's."""
-    errors: dict[str, list[float]] = {name: [] for name in found}
-    articles = []
-    for name in DIALECTS:
-        column = fidelity.neighbors(name).index("hin")
-        rng = random.Random(0)
-        rows = [(window(line, 10, rng), url) for line, url in data.seed[name]["test"]]
-        own = [(text, url) for text, url in rows if text]
-        articles += [url for _, url in own]
-        for judge_name, margins in found.items():
-            wrong = margins([text for text, _ in own], name)[:, column] <= 0
-            errors[judge_name] += wrong.astype(float).tolist()
-    ones = np.ones(len(articles))
+    """Compare errors on held-out articles: lines of a sister that are called another's."""
+    articles = [url for name in DIALECTS for _, url in data.seed[name]["test"]]
+    labels, ones = fidelity.languages, np.ones(len(articles))
+    errors = {}
+    for judge_name, margins in found.items():
+        wrong = [right_among(margins, labels, data.held_out, DIALECTS, n) for n in DIALECTS]
+        errors[judge_name] = 1.0 - np.concatenate(wrong)
     return {
         name: compare(errors["fidelity"], errors[name], ones, articles).sentence(
             "fidelity", name, "article"
         )
         for name in found
-        if name != "fidelity" and sum(errors[name])
+        if name != "fidelity" and errors[name].sum()
     }
 
 
