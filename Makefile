@@ -77,6 +77,7 @@ bench: setup ## every published number; hours
 	$(BIN)/python benchmarks/dgc.py
 	$(BIN)/python benchmarks/language.py ../shared/data
 	$(BIN)/python benchmarks/fidelity.py ../shared/data
+	$(BIN)/python benchmarks/keystrokes.py ../shared/data
 	$(BIN)/python benchmarks/personal_data.py
 	$(BIN)/python benchmarks/speech.py ../shared/data
 	$(BIN)/python benchmarks/dirty_text.py ../shared/data

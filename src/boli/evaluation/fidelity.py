@@ -36,6 +36,7 @@ LEAST_ODDS, MOST_ODDS = 0.7, 4.0  # natural logarithm; below, a form is no marke
 ENDING = 0.5  # what an ending weighs beside a word
 ENDING_SIGN = "~"
 IDENTIFIER = 0.5  # what the identifier's log odds weigh beside the sum of the markers
+LEAN = 0.5  # margin by which a neighbor has to lead: dialects in new domains have few markers
 WINDOW, STRIDE = 8, 2  # words
 WEAK = -4.0  # margin at which a window speaks another language, and not only says little
 FEWEST_LINES = 20  # of a domain
@@ -54,8 +55,18 @@ class Fidelity:
         """The languages that are told apart, sorted."""
         return self.identifier.labels
 
+    def passes(self, lines: Sequence[str], language: str) -> NDArray[np.bool_]:  # (lines,)
+        """Tell which lines no neighbor leads in by LEAN; one without letters passes nowhere.
+
+        Raises:
+            CorpusError: the language was not learned.
+        """
+        spoken = np.array([bool(fold(line)) for line in lines], bool)
+        close = self.margins(lines, language).min(1) > -LEAN
+        return np.asarray(close & spoken, bool)
+
     def margins(self, lines: Sequence[str], language: str) -> Floats:  # (lines, neighbors)
-        """Return by how much each line is rather in a language than in each neighbor; above 0: yes.
+        """Return by how much each line is rather in a language than in each neighbor.
 
         Raises:
             CorpusError: the language was not learned.
@@ -148,8 +159,9 @@ def judge(fidelity: Fidelity, lines: Sequence[str], language: str) -> FidelitySc
         raise CorpusError("there is no line to judge", "give one sentence a line")
     neighbors = fidelity.neighbors(language)
     margins = fidelity.margins(lines, language)
-    failed = margins.min(1) <= 0
-    nearest = Counter(margins[failed].argmin(1).tolist()).most_common(1)
+    failed = ~fidelity.passes(lines, language)
+    led = margins[margins.min(1) <= -LEAN]
+    nearest = Counter(led.argmin(1).tolist()).most_common(1)
     spans = [windows_of(line) for line in lines]
     flat = [window for own in spans for window in own]
     found = fidelity.marker_margins(flat, language)

@@ -192,7 +192,7 @@ class LanguageModel:
         if rest:
             return self._best(spelling, logs, pieces.agreeing(rest))
         open_ended = spelling.text.strip() != b""
-        likely = np.argsort(-logs)[: 8 * BEAM].tolist()
+        likely = np.argpartition(-logs, min(8 * BEAM, logs.size - 1))[: 8 * BEAM].tolist()
         tokens = [
             number
             for number in likely
