@@ -35,7 +35,7 @@ def busy(fed: Any) -> tuple[Any, ServerState]:
         if strategy.ready(state):
             state = fed.ask(strategy.step(state)[0])
         strategy = replace(strategy, keeps_frames=name == "arrah")  # gaya's second is kept
-    state = replace(state, journal_seq=7, journal_hash="ab" * 32, center=vector)
+    state = replace(state, journal_seq=7, journal_hash="ab" * 32, center=vector, average=vector)
     return strategy, state.with_site("patna", rejections=2, benched="why", judged=1)
 
 
