@@ -22,6 +22,7 @@ from boli.errors import CorpusError
 from boli.plan import LANGUAGE, HeldOutPlan, Plan, TextSource
 
 LONGEST_LINE = 1 << 20  # characters; more is not a line of text
+BLOCK_LINES = 20  # neighbors that stand for one document where nothing names documents
 
 
 @dataclass
@@ -79,20 +80,50 @@ def read_split(plan: Plan, sources: tuple[TextSource, ...], language: str) -> di
             language is left without training or held-out lines.
     """
     splits: dict[str, Split] = {}
+    for name, part, line, _ in _divided(plan, sources, language):
+        split = splits.setdefault(name, Split())
+        if part:
+            (split.train if part == "train" else split.part(part)).append(line)
+    for name, split in splits.items():
+        _check(name, split, sources, plan.corpus.held_out)
+    return splits
+
+
+def read_documents(
+    plan: Plan, sources: tuple[TextSource, ...], language: str
+) -> list[tuple[str, str]]:
+    """Return the training lines of all languages, each with a name for its document.
+
+    Documents are named by the lines of the companion file (`held_out_by`). Where there is
+    none, `BLOCK_LINES` neighboring lines (or records) stand for one: what is in several
+    documents then is in several places of a file, and not in one passage alone.
+
+    Raises:
+        CorpusError: as for `read_split`.
+    """
+    return [
+        (line, document)
+        for _, part, line, document in _divided(plan, sources, language)
+        if part == "train"
+    ]
+
+
+def _divided(
+    plan: Plan, sources: tuple[TextSource, ...], language: str
+) -> Iterator[tuple[str, str, str, str]]:
+    """Yield language, part, line and document; an empty part for a language's first source."""
     seen: set[str] = set()
     for source in sources:
         name = source.language or language
-        split = splits.setdefault(name, Split())
-        for line, key in _keyed_lines(plan, source):
+        yield name, "", "", ""
+        for number, (line, key) in enumerate(_keyed_lines(plan, source)):
             form = normal_form(line)
             if not form or form in seen:
                 continue
             seen.add(form)
             part = part_of(form if key is None else key, plan.corpus.held_out)
-            (split.train if part == "train" else split.part(part)).append(line)
-    for name, split in splits.items():
-        _check(name, split, sources, plan.corpus.held_out)
-    return splits
+            block = f"{source.path or source.starter}#{number // BLOCK_LINES}"
+            yield name, part, line, block if key is None else f"key {key}"
 
 
 def _check(

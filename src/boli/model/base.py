@@ -1,8 +1,4 @@
-"""Load the frozen base and its tokenizer, or build a micro-LLM of the plan's own.
-
-The pre-tokenizer keeps vowel signs with their letters, as in Qwen 3.5; the
-usual pattern of byte-level BPE splits Devanagari words at every one.
-"""
+"""Load the frozen base and its tokenizer, or build a micro-LLM of the plan's own."""
 
 from __future__ import annotations
 
@@ -22,16 +18,12 @@ from boli.durable import locked, storage_error, sync_folder, sync_tree
 from boli.errors import ModelError, StorageError
 from boli.model.adapter import attach
 from boli.model.local_steps import LocalSteps, PackedText, computes_in_half, token_lines
+from boli.model.tokenizer import train_tokenizer
 from boli.plan import AdapterPlan, BasePlan, LocalStepsPlan, MicroPlan
 from boli.pretrained import folder_of, load_model, load_part
 
 BUILD_SECONDS = 3600.0  # that a process waits while another builds the same base
 MICRO_FORMAT = 1  # of the folder that a micro-LLM is cached in; part of its hash
-END = "<|end|>"
-PRE_TOKENIZER = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
-    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 @dataclass
@@ -202,29 +194,6 @@ def micro_model(plan: MicroPlan, end: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         return LlamaForCausalLM(micro_config(plan, end))
-
-
-def train_tokenizer(lines: Sequence[str], vocabulary_size: int) -> Any:
-    """Train byte-level BPE that keeps vowel signs with their letters."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRE_TOKENIZER), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(lines, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END)
 
 
 def build_micro(
