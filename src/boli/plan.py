@@ -78,6 +78,9 @@ class MicroPlan(Section):
     sequence_length: int = Field(128, ge=8)
     learning_rate: float = Field(3e-3, gt=0)
     seed: int = 0
+    # auto: of the sites, where embeddings are trained; a piece that the base's own text never
+    # has would otherwise keep a random one.
+    tokenizer: Literal["auto", "sites", "base"] = "auto"
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -93,6 +96,14 @@ class MicroPlan(Section):
         return self
 
 
+class PiecesPlan(Section):
+    """What a piece of a word needs to leave a site, where sites make the tokenizer together."""
+
+    least_lines: int = Field(10, ge=1)  # that hold it
+    least_documents: int = Field(3, ge=1)
+    most_pieces: int = Field(20_000, ge=1, le=100_000)  # of one site
+
+
 class BasePlan(Section):
     """The frozen base: a folder or hub id of transformers, or a micro-LLM to build."""
 
@@ -101,6 +112,7 @@ class BasePlan(Section):
     language: str = Field(pattern=LANGUAGE)
     text: tuple[TextSource, ...] = ()
     quantize: Literal["none", "4bit"] = "none"
+    pieces: PiecesPlan = PiecesPlan()
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -305,6 +317,14 @@ class Plan(Section):
     def digest(self) -> str:
         """Hash of the whole plan."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    @property
+    def asks_pieces(self) -> bool:
+        """Tell whether the sites are asked for counts of pieces before the base is made."""
+        micro = self.model.base.micro
+        if micro is None or micro.tokenizer == "base":
+            return False
+        return micro.tokenizer == "sites" or self.model.adapter.kind == "full"
 
     @property
     def languages(self) -> tuple[str, ...]:

@@ -86,16 +86,18 @@ def rounded(count: int) -> int:
 
 
 def count_pieces(
-    lines: Sequence[tuple[str, str]],  # text, and the name of its document
+    lines: Sequence[tuple[str, str, str]],  # text, its document, and its block of lines
     floors: Floors,
 ) -> dict[str, int]:
     """Return the pieces that may leave, with rounded numbers of lines, by falling number."""
     stride = max(1, -(-len(lines) // MOST_LINES))
-    by_document = sorted(lines[::stride], key=lambda line: line[1])  # stable
-    held = [(frozenset(_words_without_personal_data(text)), name) for text, name in by_document]
+    held = [
+        (frozenset(_words_without_personal_data(text)), document, block)
+        for text, document, block in lines[::stride]
+    ]
     whole = _supported(held, floors)
     found = dict(whole)
-    tail = [(words - whole.keys(), name) for words, name in held]
+    tail = [(words - whole.keys(), document, block) for words, document, block in held]
     for part, count in _parts_of(tail, floors).items():
         found[part] = found.get(part, 0) + count
     ranked = sorted((-rounded(count), piece) for piece, count in found.items() if is_piece(piece))
@@ -111,27 +113,29 @@ def _words_without_personal_data(text: str) -> Iterator[str]:
 
 
 def _supported(
-    lines: Iterable[tuple[Iterable[str], str]],  # distinct strings, document; by document
+    lines: Iterable[tuple[Iterable[str], str, str]],  # distinct strings, document, block
     floors: Floors,
 ) -> dict[str, int]:
-    """Return the strings that enough lines and documents hold, with their numbers of lines."""
+    """Return the strings that enough lines, documents and blocks hold, with numbers of lines."""
     counts: dict[str, int] = {}
-    documents: dict[str, int] = {}
-    last: dict[str, str] = {}
-    for strings, document in lines:
+    places: dict[str, tuple[set[str], set[str]]] = {}
+    for strings, document, block in lines:
         for string in strings:
             counts[string] = counts.get(string, 0) + 1
-            if last.get(string) != document:
-                last[string] = document
-                documents[string] = documents.get(string, 0) + 1
+            found = places.get(string)
+            if found is None:
+                places[string] = {document}, {block}
+            elif min(map(len, found)) < floors.least_documents:
+                found[0].add(document)
+                found[1].add(block)
     return {
         string: count
         for string, count in counts.items()
-        if count >= floors.least_lines and documents[string] >= floors.least_documents
+        if count >= floors.least_lines and min(map(len, places[string])) >= floors.least_documents
     }
 
 
-Lines = list[tuple[frozenset[str], str]]
+Lines = list[tuple[frozenset[str], str, str]]
 
 
 def _parts_of(tail: Lines, floors: Floors) -> dict[str, int]:
@@ -141,7 +145,7 @@ def _parts_of(tail: Lines, floors: Floors) -> dict[str, int]:
     and not by words in which it lies within a longer part.
     """
     units = {
-        word: _units(word) for words, _ in tail for word in words if len(word) <= 4 * LONGEST_PIECE
+        word: _units(word) for words, *_ in tail for word in words if len(word) <= 4 * LONGEST_PIECE
     }
     known = _shared_parts(tail, units, floors)
     parts: dict[str, list[str]] = {}
@@ -156,9 +160,11 @@ def _parts_of(tail: Lines, floors: Floors) -> dict[str, int]:
     return _supported(_lines_of(tail, parts), floors)
 
 
-def _lines_of(tail: Lines, parts: Mapping[str, Sequence[str]]) -> Iterator[tuple[set[str], str]]:
-    for words, document in tail:
-        yield {part for word in words for part in parts.get(word, ())}, document
+def _lines_of(
+    tail: Lines, parts: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[set[str], str, str]]:
+    for words, document, block in tail:
+        yield {part for word in words for part in parts.get(word, ())}, document, block
 
 
 def _units(word: str) -> list[str]:

@@ -80,7 +80,7 @@ def read_split(plan: Plan, sources: tuple[TextSource, ...], language: str) -> di
             language is left without training or held-out lines.
     """
     splits: dict[str, Split] = {}
-    for name, part, line, _ in _divided(plan, sources, language):
+    for name, part, line, *_ in _divided(plan, sources, language):
         split = splits.setdefault(name, Split())
         if part:
             (split.train if part == "train" else split.part(part)).append(line)
@@ -91,31 +91,32 @@ def read_split(plan: Plan, sources: tuple[TextSource, ...], language: str) -> di
 
 def read_documents(
     plan: Plan, sources: tuple[TextSource, ...], language: str
-) -> list[tuple[str, str]]:
-    """Return the training lines of all languages, each with a name for its document.
+) -> list[tuple[str, str, str]]:
+    """Return the training lines of all languages, each with its document and its block.
 
-    Documents are named by the lines of the companion file (`held_out_by`). Where there is
-    none, `BLOCK_LINES` neighboring lines (or records) stand for one: what is in several
-    documents then is in several places of a file, and not in one passage alone.
+    Documents are named by the lines of the companion file (`held_out_by`). A block is
+    `BLOCK_LINES` neighboring lines (or records) of a file: it stands for a document where
+    nothing names one, and whoever counts documents counts blocks too, because the companion
+    file is the plan's choice and could call every line a document.
 
     Raises:
         CorpusError: as for `read_split`.
     """
     return [
-        (line, document)
-        for _, part, line, document in _divided(plan, sources, language)
+        (line, document, block)
+        for _, part, line, document, block in _divided(plan, sources, language)
         if part == "train"
     ]
 
 
 def _divided(
     plan: Plan, sources: tuple[TextSource, ...], language: str
-) -> Iterator[tuple[str, str, str, str]]:
-    """Yield language, part, line and document; an empty part for a language's first source."""
+) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield language, part, line, document and block; and first each source's language alone."""
     seen: set[str] = set()
     for source in sources:
         name = source.language or language
-        yield name, "", "", ""
+        yield name, "", "", "", ""
         for number, (line, key) in enumerate(_keyed_lines(plan, source)):
             form = normal_form(line)
             if not form or form in seen:
@@ -123,7 +124,7 @@ def _divided(
             seen.add(form)
             part = part_of(form if key is None else key, plan.corpus.held_out)
             block = f"{source.path or source.starter}#{number // BLOCK_LINES}"
-            yield name, part, line, block if key is None else f"key {key}"
+            yield name, part, line, block if key is None else f"key {key}", block
 
 
 def _check(

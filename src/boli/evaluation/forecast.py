@@ -111,7 +111,8 @@ def _empty_model(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> tuple
     base = plan.model.base
     if base.micro is not None:
         lines = splits[""][base.language].train
-        cached = (home() / "bases" / micro_digest(base.micro, lines) / "config.json").is_file()
+        place = home() / "bases" / micro_digest(base.micro, lines) / "config.json"
+        cached = place.is_file() and not plan.asks_pieces  # their digest is in its name
         config = micro_config(base.micro)
     else:
         assert base.path is not None

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from typing import Any
 import safetensors
 import torch
 
+from boli.corpus.pieces import as_text
 from boli.durable import locked, storage_error, sync_folder, sync_tree
 from boli.errors import ModelError, StorageError
 from boli.model.adapter import attach
 from boli.model.local_steps import LocalSteps, PackedText, computes_in_half, token_lines
-from boli.model.tokenizer import train_tokenizer
+from boli.model.tokenizer import tokenizer_from_counts, train_tokenizer, words_in
 from boli.plan import AdapterPlan, BasePlan, LocalStepsPlan, MicroPlan
 from boli.pretrained import folder_of, load_model, load_part
 
@@ -161,10 +162,18 @@ def _keep_weights_as_they_are(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def micro_digest(plan: MicroPlan, lines: Sequence[str]) -> str:
+def micro_digest(
+    plan: MicroPlan,
+    lines: Sequence[str],
+    counts: Sequence[Mapping[str, int]] = (),  # of pieces, by site
+) -> str:
     """Return the hash of everything that a micro-LLM is made from."""
-    digest = hashlib.sha256(f"{MICRO_FORMAT}\n{plan.model_dump_json()}\n".encode())
+    # Whose words the tokenizer is made of is seen by `counts`.
+    described = plan.model_dump_json(exclude={"tokenizer"})
+    digest = hashlib.sha256(f"{MICRO_FORMAT}\n{described}\n".encode())
     digest.update("\n".join(lines).encode())
+    for text in sorted(map(as_text, counts)):
+        digest.update(f"\0{text}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -200,16 +209,18 @@ def build_micro(
     plan: MicroPlan,
     lines: Sequence[str],
     progress: Callable[[int, int, float], None] = lambda _step, _of, _loss: None,
+    counts: Sequence[Mapping[str, int]] = (),  # of pieces of words, by site
 ) -> Path:
     """Return the folder of a pre-trained micro-LLM; built once, then found by content hash.
 
-    `progress` gets the step, their number, and the loss.
+    `progress` gets the step, their number, and the loss. The tokenizer is made from the words
+    of `lines`, and of the pieces that sites have sent, if there are any.
 
     Raises:
         StorageError: the cache cannot be written.
     """
     bases = home() / "bases"
-    folder = bases / micro_digest(plan, lines)
+    folder = bases / micro_digest(plan, lines, counts)
     if (folder / "config.json").is_file():
         return folder
     unfinished = bases / f".building-{folder.name}"
@@ -219,7 +230,7 @@ def build_micro(
         try:
             shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
             unfinished.mkdir()
-            _pretrain(plan, lines, unfinished, progress)
+            _pretrain(plan, lines, unfinished, progress, counts)
             sync_tree(unfinished)
             unfinished.rename(folder)
             sync_folder(bases)
@@ -237,10 +248,14 @@ def _pretrain(
     lines: Sequence[str],
     folder: Path,
     progress: Callable[[int, int, float], None],
+    counts: Sequence[Mapping[str, int]],
 ) -> None:
     import transformers
 
-    tokenizer = train_tokenizer(lines, plan.vocabulary_size)
+    if counts:
+        tokenizer = tokenizer_from_counts([words_in(lines), *counts], plan.vocabulary_size)
+    else:
+        tokenizer = train_tokenizer(lines, plan.vocabulary_size)
     model = micro_model(plan, tokenizer.eos_token_id).to(best_device())
     adapter = attach(model, AdapterPlan(kind="full"))
     steps_plan = LocalStepsPlan(

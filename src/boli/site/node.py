@@ -61,6 +61,7 @@ class Done:
     train_seconds: float = 0.0
     evaluate_seconds: float = 0.0
     judgements: tuple[Judgement, ...] = ()
+    content: bytes = b""  # the payload as it is, of work that trains nothing
 
 
 class Work(Protocol):
@@ -305,7 +306,7 @@ class Node:
         """Return the payload; what it does not carry is the next residual."""
         self.content = b""
         if done.pseudo_gradient is None:
-            return b""
+            return done.content
         moved = self._with_momentum(done.pseudo_gradient)
         carried = self.residual_decay.of(self.residual, version)
         error = moved if carried is None else moved + carried

@@ -30,16 +30,21 @@ FLOORS = Floors(10, 3)
 FREQUENT = [(f"रउआ गाँव में बानी {i % 7}", f"d{i % 5}") for i in range(60)]
 
 
+def counted(lines: list[tuple[str, str]], floors: Floors = FLOORS) -> dict[str, int]:
+    """Count lines whose documents are their blocks too."""
+    return count_pieces([(text, name, name) for text, name in lines], floors)
+
+
 def sent(extra: list[tuple[str, str]], floors: Floors = FLOORS) -> str:
     """Return all that leaves a site with these lines and some ordinary ones."""
-    return as_text(count_pieces([*FREQUENT, *extra], floors))
+    return as_text(counted([*FREQUENT, *extra], floors))
 
 
 # --- what leaves
 
 
 def test_frequent_words_leave_with_rounded_numbers_of_lines() -> None:
-    pieces = count_pieces(FREQUENT, FLOORS)
+    pieces = counted(FREQUENT)
     assert pieces[" गाँव"] == rounded(60)
     assert list(pieces.values()) == sorted(pieces.values(), reverse=True)
 
@@ -66,7 +71,7 @@ def test_string_that_many_documents_hold_leaves() -> None:
 
 def test_words_without_support_leave_only_the_parts_that_they_share() -> None:
     tail = [(f"लिख{chr(0x905 + i)}वाइब", f"x{i}") for i in range(12)]
-    found = count_pieces(tail, FLOORS)
+    found = counted(tail)
     assert found == {"लिख": rounded(12), "वाइब": rounded(12)}
 
 
@@ -74,12 +79,12 @@ def test_part_counts_only_the_words_that_were_broken_into_it() -> None:
     # Whole, the word leaves; what it holds says nothing more of the lines that hold it.
     whole = [("लिखवाइब", f"d{i}") for i in range(40)]
     rare = [(f"लिख{chr(0x905 + i)}", f"x{i}") for i in range(4)]
-    assert count_pieces([*whole, *rare], FLOORS) == {"लिखवाइब": rounded(40)}
+    assert counted([*whole, *rare]) == {"लिखवाइब": rounded(40)}
 
 
 def test_phone_number_in_many_documents_never_leaves() -> None:
     lines = [(f"फोन 9876543210 पर करीं {i}", f"x{i}") for i in range(40)]
-    pieces = count_pieces(lines, FLOORS)
+    pieces = counted(lines)
     assert "फोन" in pieces
     assert all(not piece.strip().isdigit() or len(piece.strip()) == 1 for piece in pieces)
     assert "8" not in pieces  # of the phone number alone
@@ -87,17 +92,23 @@ def test_phone_number_in_many_documents_never_leaves() -> None:
 
 def test_address_in_many_documents_never_leaves() -> None:
     lines = [("लिखीं ramkumar.yadav@example.org पर", f"x{i}") for i in range(40)]
-    assert set(count_pieces(lines, FLOORS)) == {"लिखीं", " पर"}
+    assert set(counted(lines)) == {"लिखीं", " पर"}
 
 
 def test_long_string_never_leaves_whole() -> None:
     long = "क" * 300
-    pieces = count_pieces([(long, f"x{i}") for i in range(40)], FLOORS)
+    pieces = counted([(long, f"x{i}") for i in range(40)])
     assert all(len(piece) <= LONGEST_PIECE for piece in pieces)
 
 
+def test_plan_that_calls_every_line_a_document_gets_nothing_more() -> None:
+    secret = [(f"नाम Zebulon बा {i}", f"line {i}", f"block {i // BLOCK_LINES}") for i in range(40)]
+    assert count_pieces(secret, FLOORS) == {}
+    assert " Zebulon" in count_pieces(secret, Floors(10, 2))
+
+
 def test_most_pieces_keeps_the_most_frequent() -> None:
-    pieces = count_pieces([*FREQUENT, *[("बानी", f"y{i}") for i in range(99)]], Floors(10, 3, 2))
+    pieces = counted([*FREQUENT, *[("बानी", f"y{i}") for i in range(99)]], Floors(10, 3, 2))
     assert len(pieces) == 2
     assert max(pieces, key=lambda piece: pieces[piece]) == "बानी"
 
@@ -105,7 +116,7 @@ def test_most_pieces_keeps_the_most_frequent() -> None:
 def test_order_of_lines_changes_nothing() -> None:
     lines = [*FREQUENT, *[(f"लिख{chr(0x905 + i)}वाइब", f"x{i}") for i in range(12)]]
     shuffled = random.Random(1).sample(lines, len(lines))
-    assert count_pieces(lines, FLOORS) == count_pieces(shuffled, FLOORS)
+    assert counted(lines) == counted(shuffled)
 
 
 @given(
@@ -114,7 +125,7 @@ def test_order_of_lines_changes_nothing() -> None:
     )
 )
 def test_whatever_leaves_has_support(lines: list[tuple[str, str]]) -> None:
-    pieces = count_pieces(lines, Floors(3, 2))
+    pieces = counted(lines, Floors(3, 2))
     for piece in pieces:
         holding = [(i, name) for i, (text, name) in enumerate(lines) if piece in f"{text}"]
         assert len({i for i, _ in holding}) >= 3
@@ -154,8 +165,8 @@ def test_training_lines_are_those_of_the_split_and_have_documents(
     plan = plan_of(tmp_path, lines, [f"article {i // 40}" for i in range(400)] if named else None)
     text = plan.site[0].text
     found = read_documents(plan, text, "bho")
-    assert [line for line, _ in found] == read_split(plan, text, "bho")["bho"].train
-    sizes = Counter(document for _, document in found)
+    assert [line for line, *_ in found] == read_split(plan, text, "bho")["bho"].train
+    sizes = Counter(document for _, document, _ in found)
     assert max(sizes.values()) == 40 if named else max(sizes.values()) <= BLOCK_LINES
 
 
