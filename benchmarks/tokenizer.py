@@ -1,13 +1,17 @@
 """Tokenizers made from counts that sites send, against one trained on their pooled text.
 
-The sites of plans/real.toml; a micro-LLM of its size, all weights, trained in one process on the
-text of all three sites and the base, the same number of steps for every tokenizer:
+The sites of plans/real.toml:
 
     base          trained on the Hindi base's text alone
     pooled        trained on all text in one place: what no federation may do
     counts L/D    from counts of pieces that at least L lines of D documents of a site hold
 
-    python benchmarks/tokenizer.py [--seeds 2] [--steps 200] [--data ../shared/data] [--out FILE]
+Each is judged by a model that is trained in one process on the text of all sites and the base:
+a Kneser-Ney trigram of its tokens on all of it, which takes seconds; and, with --steps, a
+micro-LLM, all weights, the same number of steps for every tokenizer.
+
+    python benchmarks/tokenizer.py [--steps 0] [--seeds 2] [--hidden 128] [--layers 4]
+        [--arms ARM ...] [--data ../shared/data] [--out FILE]
 
 Judged on the test part: bytes a token, and bits per byte with an interval over articles
 (bootstrap, paired with the pooled tokenizer).
@@ -17,7 +21,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +32,7 @@ import numpy as np
 import boli
 from boli.corpus.pieces import Floors, count_pieces, pack_pieces
 from boli.corpus.sources import Split, read_documents, read_split
-from boli.evaluation.metrics import bits_per_byte
+from boli.evaluation.metrics import bits_per_byte, bytes_of
 from boli.model.adapter import attach
 from boli.model.base import micro_model
 from boli.model.local_steps import LocalSteps, PackedText, token_lines
@@ -34,7 +40,8 @@ from boli.model.tokenizer import tokenizer_from_counts, train_tokenizer, words_i
 from boli.plan import AdapterPlan, LocalStepsPlan, Plan
 
 HERE = Path(__file__).parent
-FLOORS = ((10, 3), (5, 2), (20, 5))
+ARMS = ["base", "counts 10/3", "counts 5/2", "counts 20/5"]
+DISCOUNT = 0.75
 DRAWS = 2000  # of articles
 
 
@@ -87,6 +94,56 @@ def judged(model: Any, tokenizer: Any, articles: list[list[str]]) -> list[tuple[
     return [(one.bits, one.bytes) for one in found]
 
 
+class Trigram:
+    """Interpolated Kneser-Ney over tokens, down to the uniform distribution.
+
+    Source: Chen & Goodman 1999, https://doi.org/10.1006/csla.1999.0128.
+    """
+
+    def __init__(self, rows: list[list[int]], size: int) -> None:
+        self.size = size
+        full: Counter[tuple[int, ...]] = Counter()
+        for row in rows:
+            full.update(zip(row, row[1:], row[2:], strict=False))
+        self.orders = [full]
+        while len(next(iter(self.orders[-1]))) > 1:  # how many tokens each was seen behind
+            self.orders.append(Counter(gram[1:] for gram in self.orders[-1]))
+        self.totals, self.kinds = [], []
+        for counts in self.orders:
+            totals: Counter[tuple[int, ...]] = Counter()
+            for gram, count in counts.items():
+                totals[gram[:-1]] += count
+            self.totals.append(totals)
+            self.kinds.append(Counter(gram[:-1] for gram in counts))
+
+    def probability(self, gram: tuple[int, ...], order: int = 0) -> float:
+        if not gram:
+            return 1 / self.size
+        lower = self.probability(gram[1:], order + 1)
+        total = self.totals[order][gram[:-1]]
+        if not total:
+            return lower
+        kept = max(0.0, self.orders[order][gram] - DISCOUNT)
+        return (kept + DISCOUNT * self.kinds[order][gram[:-1]] * lower) / total
+
+
+def by_trigram(tokenizer: Any, lines: list[str], articles: dict[str, Any], size: int) -> Any:
+    """Return bits and bytes, (1, languages, articles, 2)."""
+
+    def rows(texts: list[str]) -> list[list[int]]:
+        found = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [[0, 0, *row, 0] for row in found]
+
+    model = Trigram(rows(lines), size)
+
+    def bits(texts: list[str]) -> float:
+        grams = (gram for row in rows(texts) for gram in zip(row, row[1:], row[2:], strict=False))
+        return -sum(math.log2(model.probability(gram)) for gram in grams)
+
+    scored = [[(bits(one), bytes_of(one)) for one in found] for found in articles.values()]
+    return np.array([scored])
+
+
 def interval(ours: Any, theirs: Any) -> dict[str, float]:
     """Return our bits ÷ theirs, less one, in percent, with 95 % over articles.
 
@@ -106,82 +163,112 @@ def interval(ours: Any, theirs: Any) -> dict[str, float]:
 
 def table(found: dict[str, Any]) -> str:
     rows = [
-        f"Micro-LLM of plans/real.toml, {found['steps']} steps of 1,024 tokens on pooled text, "
-        f"{found['seeds']} seeds; test part, {found['articles']} articles in each language.",
+        f"Test part, {found['articles']} articles in each language. The trigram was trained on all "
+        f"text; the micro-LLM ({found['micro']}) in {found['steps']} steps of 1,024 tokens, "
+        f"{found['seeds']} seeds. In brackets: 95 % over articles.",
         "",
-        "| tokenizer | bytes sent a site | bytes a token | bits per byte | against pooled |",
-        "|---|--:|--:|--:|--:|",
+        "| tokenizer | bytes sent a site | bytes a token | trigram, bits per byte | against pooled "
+        "| micro-LLM, bits per byte | against pooled |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, arm in found["arms"].items():
         sent = max(arm["bytes_sent"].values(), default=0)
-        against = arm["against_pooled"]
-        rows.append(
-            f"| {name} | {sent or '–'} | {arm['bytes_a_token']:.2f} | {arm['bits_per_byte']:.4f} | "
-            f"{against['percent']:+.2f} % ({against['low']:+.2f} to {against['high']:+.2f}) |"
-        )
+        cells = [name, f"{sent:,}" if sent else "–", f"{arm['bytes_a_token']:.2f}"]
+        for judge in ("trigram", "micro"):
+            score = arm.get(judge)
+            if score is None:
+                cells += ["–", "–"]
+                continue
+            against = score["against_pooled"]
+            cells.append(f"{score['bits_per_byte']:.4f}")
+            cells.append(
+                f"{against['percent']:+.2f} % ({against['low']:+.2f} to {against['high']:+.2f})"
+            )
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
+
+
+def made(plan: Plan, arm: str, hindi: list[str], pooled: list[str]) -> tuple[Any, dict[str, int]]:
+    """Return a tokenizer, and how many bytes each site sent for it."""
+    micro = plan.model.base.micro
+    assert micro is not None
+    if arm in ("base", "pooled"):
+        return train_tokenizer(hindi if arm == "base" else pooled, micro.vocabulary_size), {}
+    floors = Floors(*map(int, arm.removeprefix("counts ").split("/")))
+    sent = {
+        site.name: count_pieces(read_documents(plan, site.text, site.language), floors)
+        for site in plan.site
+    }
+    numbers = {name: len(pack_pieces(pieces)) for name, pieces in sent.items()}
+    contributors = [words_in(hindi), *sent.values()]
+    return tokenizer_from_counts(contributors, micro.vocabulary_size), numbers
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--arms", nargs="*", default=ARMS)
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "tokenizer.json")
     options = parser.parse_args()
     data = options.data.resolve()
-    plan = boli.load_plan(HERE.parent / "plans" / "real.toml", [f"corpus.root={data}"])
+    shape = [
+        f"model.base.micro.hidden_size={options.hidden}",
+        f"model.base.micro.intermediate_size={3 * options.hidden}",
+        f"model.base.micro.num_layers={options.layers}",
+    ]
+    plan = boli.load_plan(HERE.parent / "plans" / "real.toml", [f"corpus.root={data}", *shape])
     base = read_split(plan, plan.model.base.text, plan.model.base.language)
     splits = {
         site.language: read_split(plan, site.text, site.language)[site.language]
         for site in plan.site
     }
-    micro = plan.model.base.micro
-    assert micro is not None
-    size = micro.vocabulary_size
     hindi = base[plan.model.base.language].train
     pooled = [*hindi, *(line for split in splits.values() for line in split.train)]
-    tokenizers = {
-        "base": (train_tokenizer(hindi, size), {}),
-        "pooled": (train_tokenizer(pooled, size), {}),
-    }
-    for least_lines, least_documents in FLOORS:
-        floors = Floors(least_lines, least_documents)
-        sent = {
-            site.name: count_pieces(read_documents(plan, site.text, site.language), floors)
-            for site in plan.site
-        }
-        numbers = {name: len(pack_pieces(pieces)) for name, pieces in sent.items()}
-        made = tokenizer_from_counts([words_in(hindi), *sent.values()], size)
-        tokenizers[f"counts {least_lines}/{least_documents}"] = made, numbers
     articles = articles_of(plan, data, splits)
     found: dict[str, Any] = {
         "steps": options.steps,
         "seeds": options.seeds,
+        "micro": f"{options.layers} layers of {options.hidden}",
         "articles": len(next(iter(articles.values()))),
         "arms": {},
     }
-    bits: dict[str, Any] = {}
-    for name, (tokenizer, numbers) in tokenizers.items():
-        started = time.monotonic()
-        runs = []
-        for seed in range(options.seeds):
-            model = trained(plan, tokenizer, pooled, seed, options.steps)
-            runs.append([judged(model, tokenizer, articles[code]) for code in articles])
-        scores = np.array(runs)  # (seeds, languages, articles, 2)
-        bits[name] = scores[..., 0]
-        lines = [line for split in splits.values() for line in split.test]
-        found["arms"][name] = {
-            "bytes_sent": numbers,
-            "bytes_a_token": round(bytes_a_token(tokenizer, lines), 3),
-            "bits_per_byte": round(float(bits[name].sum() / scores[..., 1].sum()), 4),
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        print(name, found["arms"][name], flush=True)
-        if "pooled" in bits:
-            for arm in bits:
-                against = interval(bits[arm], bits["pooled"])
-                found["arms"][arm]["against_pooled"] = against
+    bits: dict[tuple[str, str], Any] = {}
+    arms = {arm: made(plan, arm, hindi, pooled) for arm in ["pooled", *options.arms]}
+    judges: dict[str, Any] = {"trigram": by_trigram}
+
+    def by_micro(tokenizer: Any, lines: list[str], articles: dict[str, Any], _: int) -> Any:
+        models = [
+            trained(plan, tokenizer, lines, seed, options.steps) for seed in range(options.seeds)
+        ]
+        return np.array(
+            [[judged(model, tokenizer, one) for one in articles.values()] for model in models]
+        )
+
+    if options.steps:
+        judges["micro"] = by_micro
+    for judge, score in judges.items():
+        for arm, (tokenizer, numbers) in arms.items():
+            started = time.monotonic()
+            scores = score(tokenizer, pooled, articles, len(tokenizer))
+            bits[judge, arm] = scores[..., 0]
+            lines = [line for split in splits.values() for line in split.test]
+            row = found["arms"].setdefault(
+                arm,
+                {
+                    "bytes_sent": numbers,
+                    "bytes_a_token": round(bytes_a_token(tokenizer, lines), 3),
+                },
+            )
+            row[judge] = {
+                "bits_per_byte": round(float(scores[..., 0].sum() / scores[..., 1].sum()), 4),
+                "against_pooled": interval(bits[judge, arm], bits[judge, "pooled"]),
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            print(arm, row, flush=True)
             options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
             options.out.with_suffix(".md").write_text(table(found), encoding="utf-8")
 

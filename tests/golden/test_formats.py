@@ -29,6 +29,8 @@ from boli.journal import (
     Event,
     Journal,
     OrderSent,
+    PiecesMissed,
+    PiecesTaken,
     RoundStepped,
     RunFailed,
     RunFinished,
@@ -67,7 +69,12 @@ CODECS: dict[str, Codec] = {
     "public8": PublicCodec(value_bits=8).on(SUPPORT, MOVED, ((0, 300),), 300),
 }
 FRAMES = {name: [f"frame-v1-{name}.bin"] for name in CODECS}
-JOURNALS = ["journal-v1.jsonl", "journal-v1-copies.jsonl", "journal-v2.jsonl"]
+JOURNALS = [
+    "journal-v1.jsonl",
+    "journal-v1-copies.jsonl",
+    "journal-v2.jsonl",
+    "journal-v2-pieces.jsonl",
+]
 ADDED: dict[str, set[type[Event]]] = {  # kinds that the journal of that name was the first to have
     "journal-v1-copies.jsonl": {CopyRead},
     "journal-v2.jsonl": {
@@ -77,6 +84,7 @@ ADDED: dict[str, set[type[Event]]] = {  # kinds that the journal of that name wa
         VersionJudged,
         VersionRestored,
     },
+    "journal-v2-pieces.jsonl": {PiecesMissed, PiecesTaken},
 }
 CHECKPOINTS = [
     "checkpoint-v1.safetensors",
@@ -97,6 +105,8 @@ SELECTION = Selection(
 )
 EVENTS: list[Event] = [
     RunStarted("first-1", "a1b2c3d4e5f60718", "0.1.0", LAYOUT, 6, {"gaya": "mag"}),
+    PiecesTaken("gaya", 3310, 13778, "d4" * 32),
+    PiecesMissed("patna", "the site sends no counts of pieces of words"),
     SiteJoined("gaya", {"mag": {"train": 90, "tuning": 5, "test": 5}}, 0),
     CopyRead("gaya", "a1" * 16, 7, "b2" * 16, 4000, "c3" * 32),
     OrderSent("first-1-gaya-1", "gaya", 0, 20, 0, 1234),

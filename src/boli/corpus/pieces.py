@@ -31,7 +31,7 @@ PRE_TOKENIZER = (
 )
 LONGEST_PIECE = 40  # code points
 LONGEST_PART = 8  # letters with their signs, of a word that is broken up
-MOST_LINES = 200_000  # of a site that are counted, evenly along its text
+MOST_LINES = 100_000  # of a site that are counted, evenly along its text
 LARGEST_BYTES = 512 << 10  # of a site's pieces, as they travel
 LARGEST_TEXT_BYTES = 4 << 20  # of the same, unpacked
 LARGEST_COUNT = 1 << 24  # far above MOST_LINES

@@ -168,6 +168,7 @@ def tell(what: Any) -> None:
 
 SHOWN = (
     *("run_started", "run_resumed", "run_finished", "run_failed"),
+    *("pieces_taken", "pieces_missed"),
     *("site_joined", "site_left", "site_benched", "update_rejected", "round_stepped"),
     *("version_restored", "version_exported"),
 )

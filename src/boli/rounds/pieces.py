@@ -104,9 +104,12 @@ class Gathering:
     _have: set[str] = field(default_factory=set)
     _without: dict[str, str] = field(default_factory=dict)  # sites that send none, and why
     _wrong: dict[str, int] = field(default_factory=dict)
+    _first_at: float | None = None  # when something was there
 
     def run_to_the_end(self) -> bool:
         """Wait for all sites, or for those that answer in time; False if told to stop before.
+
+        The patience counts from the first answer on: until then people may be asked somewhere.
 
         Raises:
             SiteError: no site sends any.
@@ -115,8 +118,7 @@ class Gathering:
         self._have = {site for site in self.sites if self._is_whole(site)}
         release = Release(0, self.layout, np.zeros(1, np.float32))
         self.transport.start(dict.fromkeys(self.sites, (None, ((0, 1),))), release)
-        started = self.clock()
-        while not self._is_over(self.clock() - started):
+        while not self._is_over():
             if self.should_stop():
                 return False
             for arrival in self.transport.receive(timeout_seconds=0.5):
@@ -124,7 +126,7 @@ class Gathering:
         if not self._have:
             reasons = "; ".join(f"{site}: {why}" for site, why in sorted(self._without.items()))
             raise SiteError(
-                f"no site sent pieces of its words: {reasons or 'none was there in time'}",
+                f"no site sent pieces of its words: {reasons}",
                 'mend that, or set model.base.micro.tokenizer = "base" in a new plan',
             )
         late = set(self.sites) - self._have - self._without.keys()
@@ -133,9 +135,13 @@ class Gathering:
         write_file(self.folder / GATHERED, json.dumps(told, indent=2).encode())
         return True
 
-    def _is_over(self, seconds: float) -> bool:
-        answered = self._have | self._without.keys()
-        return answered >= set(self.sites) or seconds > self.patience_seconds
+    def _is_over(self) -> bool:
+        if self._have | self._without.keys() >= set(self.sites):
+            return True
+        now = self.clock()
+        if self._have and self._first_at is None:
+            self._first_at = now
+        return self._first_at is not None and now - self._first_at > self.patience_seconds
 
     def _is_whole(self, site: str) -> bool:
         try:

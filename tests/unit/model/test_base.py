@@ -247,12 +247,35 @@ def test_digest_changes_with_every_setting_and_with_the_text() -> None:
     lines = ["एक", "दू"]
     digests = {micro_digest(TINY, lines), micro_digest(TINY, ["एक", "तीन"])}
     digests.add(micro_digest(TINY, ["दू", "एक"]))
-    changes: dict[str, Any] = {
-        name: value * 2 if value else 1 for name, value in TINY.model_dump().items()
-    }
+    settings = TINY.model_dump(exclude={"tokenizer"})
+    changes: dict[str, Any] = {name: value * 2 if value else 1 for name, value in settings.items()}
     for name, value in changes.items():
         digests.add(micro_digest(TINY.model_copy(update={name: value}), lines))
     assert len(digests) == 3 + len(changes)
+
+
+def test_digest_changes_with_what_sites_sent_whoever_sent_it() -> None:
+    lines, one, two = ["एक", "दू"], {" राम": 11}, {" काम": 16}
+    digests = {micro_digest(TINY, lines, counts) for counts in ([], [one], [two], [one, two])}
+    digests.add(micro_digest(TINY, lines, [{" राम": 16}]))
+    assert len(digests) == 5
+    assert micro_digest(TINY, lines, [one, two]) == micro_digest(TINY, lines, [two, one])
+
+
+def test_words_of_the_sites_are_in_the_tokenizer_of_the_base(
+    empty_home: Path, made_up_lines: Lines
+) -> None:
+    import transformers
+
+    counts = [{" गइल": 64, " बानी": 45}, {"रहल": 32}]
+    folder = build_micro(
+        TINY.model_copy(update={"vocabulary_size": 340}),
+        made_up_lines("hin", 30),
+        counts=counts,
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for piece in (" गइल", " बानी"):
+        assert len(tokenizer(piece, add_special_tokens=False)["input_ids"]) <= 2
 
 
 def test_interrupted_build_leaves_nothing_behind_and_can_be_repeated(

@@ -155,8 +155,17 @@ def test_nobody_sends_any(tmp_path: Path) -> None:
     with pytest.raises(SiteError, match=r"arrah: no.*gaya: never"):
         gather(tmp_path, Script([Failed("gaya", "never"), Failed("arrah", "no")]))
     assert read_gathered(tmp_path, MOST) is None
-    with pytest.raises(SiteError, match="none was there in time"):
-        gather(tmp_path, Script())
+
+
+def test_coordinator_waits_for_people_who_are_asked_until_the_first_answers(
+    tmp_path: Path,
+) -> None:
+    script = Script(*[()] * 100, [joined("gaya"), answer("gaya", pack_pieces(GAYA))])
+    assert gather(tmp_path, script)
+    assert 60 < script.now < 65  # patience: 10 s
+    found = read_gathered(tmp_path, MOST)
+    assert found is not None
+    assert found.without == {"arrah": "it did not answer in time"}
 
 
 def test_what_was_kept_and_altered_is_not_taken(tmp_path: Path) -> None:
