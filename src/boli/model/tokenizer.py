@@ -68,6 +68,25 @@ def words_in(lines: Iterable[str]) -> Counter[str]:
     return Counter(word for line in lines for word in words_of(line))
 
 
+def tokens_of(
+    tokenizer: Any,  # of a base that is there already
+    contributors: Iterable[Mapping[str, int]],
+) -> dict[str, int]:
+    """Return the tokens that are in the pieces that sites sent, with numbers of lines.
+
+    It says which of a large vocabulary a cut has to keep. Tokens that span several words are
+    not found.
+    """
+    found: Counter[str] = Counter()
+    for counts in contributors:
+        pieces = sorted(counts)
+        rows = tokenizer(pieces, add_special_tokens=False)["input_ids"] if pieces else []
+        for piece, row in zip(pieces, rows, strict=True):
+            for token in tokenizer.convert_ids_to_tokens(sorted(set(row))):
+                found[token] += counts[piece]
+    return dict(found)
+
+
 def _frame(model: Any) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 

@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boli.errors import ModelError
-from boli.model.tokenizer import END, tokenizer_from_counts, train_tokenizer, words_in
+from boli.model.tokenizer import (
+    END,
+    tokenizer_from_counts,
+    tokens_of,
+    train_tokenizer,
+    words_in,
+)
 
 Lines = Callable[[str, int], list[str]]
 
@@ -113,3 +119,16 @@ def test_hostile_site_gets_no_more_than_its_share_of_the_vocabulary(made_up_line
 def test_nobody_sent_anything() -> None:
     with pytest.raises(ModelError, match="no words"):
         tokenizer_from_counts([{}, {}], 300)
+
+
+def test_tokens_of_what_sites_sent_are_those_that_their_words_need(tiny_tokenizer: Any) -> None:
+    sites = [{" गया": 32, "।": 64}, {" गया": 11, " ab": 16}, {}]
+    found = tokens_of(tiny_tokenizer, sites)
+    needed = {
+        token
+        for word in (" गया", "।", " ab")
+        for token in tiny_tokenizer.tokenize(word, add_special_tokens=False)
+    }
+    assert set(found) == needed
+    assert found["a"] == 16
+    assert max(found.values()) >= 64
