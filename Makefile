@@ -84,6 +84,7 @@ bench: setup ## every published number; hours
 	$(BIN)/python benchmarks/near_duplicates.py ../shared/data
 	$(BIN)/python benchmarks/prepare.py ../shared/data
 	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/tokenizer.py --steps 350 --hidden 64 --layers 2
 
 docs: setup ## the help of every command, for docs/reference/commands.md
 	$(BIN)/python docs/write_commands.py

@@ -203,7 +203,7 @@ def micro_base(tiny_plan: Callable[..., Plan], tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
     """Return a byte-level BPE tokenizer of 320 tokens, trained on made-up lines."""
-    from boli.model.base import train_tokenizer
+    from boli.model.tokenizer import train_tokenizer
 
     return train_tokenizer(_made_up_lines("hin", 100), 320)
 

@@ -107,6 +107,15 @@ PUBLIC_WORDS: Mapping[str, tuple[str, str]] = {
         "the plan names text that the site does not allow",
         "name another file, or ask the site's people",
     ),
+    "limits.pieces": (
+        "the site sends no counts of pieces of words",
+        'set model.base.micro.tokenizer = "base", or go on without its words',
+    ),
+    **dict.fromkeys(
+        ("limits.pieces-least-lines", "limits.pieces-least-documents"),
+        ("a piece of a word has less support than the site asks for", OWN_LOG),
+    ),
+    "pieces.unsound": ("what a site sent as its pieces cannot be used", OWN_LOG),
     "limits.require-masked-sums": (
         "the site lets only masked sums leave, which this version does not have",
         "ask the site's people",

@@ -55,6 +55,24 @@ class RunStarted(Event):
 
 
 @dataclass(frozen=True)
+class PiecesTaken(Event):
+    """A site sent counts of its pieces of words, for the tokenizer; the pieces are not told."""
+
+    site: str
+    num_pieces: int
+    bytes: int  # as they traveled
+    digest: str  # SHA-256 of them
+
+
+@dataclass(frozen=True)
+class PiecesMissed(Event):
+    """The tokenizer was made without a site."""
+
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class RunResumed(Event):
     version: int
     corrupt: list[str]  # checkpoints that were passed over

@@ -18,6 +18,7 @@ from boli.plan_rounds import CodecPlan, RoundsPlan, Section
 
 LANGUAGE = r"^[a-z]{3}$"
 NAME = r"^[a-z0-9][a-z0-9-]{0,30}$"
+TOKENIZERS = ("auto", "sites", "base")  # made for the plan, from whose words
 OF_LOW_RANK = {"kind", "rank", "alpha", "targets"}  # who names one of these has chosen an adapter
 
 
@@ -74,7 +75,6 @@ class MicroPlan(Section):
     num_heads: int = Field(4, ge=1)
     intermediate_size: int = Field(384, ge=16)
     max_length: int = Field(512, ge=16)  # tokens
-    tokenizer: str | None = None  # a folder that has one; by default it is trained on base.text
     steps: int = Field(1000, ge=1)
     batch_sequences: int = Field(8, ge=1)
     sequence_length: int = Field(128, ge=8)
@@ -82,6 +82,14 @@ class MicroPlan(Section):
     learning_rate: float = Field(3e-3, gt=0)  # of AdamW
     muon_learning_rate: float = Field(0.02, gt=0)
     seed: int = 0
+    # auto: of the sites, where embeddings are trained; a piece that the base's own text never
+    # has would otherwise keep a random one. Or a folder that has a tokenizer.
+    tokenizer: str = "auto"
+
+    @property
+    def tokenizer_folder(self) -> str | None:
+        """Folder of the tokenizer, where the plan names one."""
+        return None if self.tokenizer in TOKENIZERS else self.tokenizer
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -105,6 +113,14 @@ class VocabularyPlan(Section):
     most_longer: float = Field(0.05, ge=0)  # share of tokens that a site's text may take more
 
 
+class PiecesPlan(Section):
+    """What a piece of a word needs to leave a site, where sites make the tokenizer together."""
+
+    least_lines: int = Field(10, ge=1)  # that hold it
+    least_documents: int = Field(3, ge=1)
+    most_pieces: int = Field(20_000, ge=1, le=100_000)  # of one site
+
+
 class BasePlan(Section):
     """The frozen base: a folder or hub id of transformers, a GGUF file, or a micro-LLM to build."""
 
@@ -114,6 +130,7 @@ class BasePlan(Section):
     text: tuple[TextSource, ...] = ()
     quantize: Literal["none", "4bit"] = "none"
     vocabulary: VocabularyPlan = VocabularyPlan()
+    pieces: PiecesPlan = PiecesPlan()
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -354,6 +371,14 @@ class Plan(Section):
     def digest(self) -> str:
         """Hash of the whole plan."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    @property
+    def asks_pieces(self) -> bool:
+        """Tell whether the sites are asked for counts of pieces before the base is made."""
+        micro = self.model.base.micro
+        if micro is None or micro.tokenizer not in ("auto", "sites"):
+            return False
+        return micro.tokenizer == "sites" or self.model.adapter.kind == "full"
 
     @property
     def languages(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from boli.errors import PlanError
-from boli.plan import Plan
+from boli.plan import TOKENIZERS, Plan
 from boli.plan_rounds import Section
 
 RELATIVE_TO_HERE = ("corpus.root", "model.base.path", "model.base.micro.tokenizer")
@@ -80,7 +80,12 @@ def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
         base["path"] = _folder_or_hub_id(base["path"], folder)
     micro = base.get("micro") if isinstance(base, dict) else None
     if isinstance(micro, dict) and isinstance(micro.get("tokenizer"), str):
-        micro["tokenizer"] = str((folder / Path(micro["tokenizer"]).expanduser()).resolve())
+        micro["tokenizer"] = _tokenizer(micro["tokenizer"], folder)
+
+
+def _tokenizer(path: str, folder: Path) -> str:
+    """Return a folder's absolute path; a word that says whose words a tokenizer is of stays."""
+    return path if path in TOKENIZERS else str((folder / Path(path).expanduser()).resolve())
 
 
 def _folder_or_hub_id(path: str, folder: Path) -> str:
@@ -104,11 +109,13 @@ def _set(tables: dict[str, Any], override: str) -> None:
         value = text.strip()
     if key in RELATIVE_TO_HERE:
         here = Path.cwd()
-        value = (
-            str((here / Path(str(value)).expanduser()).resolve())
-            if key != "model.base.path"
-            else _folder_or_hub_id(str(value), here)
-        )
+        match key:
+            case "model.base.path":
+                value = _folder_or_hub_id(str(value), here)
+            case "model.base.micro.tokenizer":
+                value = _tokenizer(str(value), here)
+            case _:
+                value = str((here / Path(str(value)).expanduser()).resolve())
     table: Any = tables
     for depth, part in enumerate(parts[:-1]):
         table = _descend(table, part, ".".join(parts[: depth + 1]), override)

@@ -6,7 +6,7 @@ What was prepared is kept in run.json, so that every resume goes on with the sam
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from typing import Any
 from boli.corpus.sources import Split, judged_lines, read_split
 from boli.durable import write_file
 from boli.errors import RunError
-from boli.journal import Evaluated, Event, Journal, RunStarted
+from boli.journal import Evaluated, Event, Journal, PiecesMissed, PiecesTaken, RunStarted
 from boli.model.layout import Layout
 from boli.plan import Plan, available_cores
 from boli.pool.pins import pins_of
+from boli.rounds.pieces import Gathered, read_gathered
 from boli.rounds.transport import Measurement
 from boli.rounds.update import ServerState, SiteProgress
 
@@ -66,6 +67,7 @@ class Prepared:
     threads: int  # of a node: another number would give other bits
     base_before: dict[str, float] = field(default_factory=dict)  # bits, bytes
     pools: list[dict[str, Any]] = field(default_factory=list)  # versions whose copies are read
+    asks: str = ""  # "pieces": of sites, before there is a base
 
 
 def check_text(plan: Plan, *, sites: bool = True) -> dict[str, dict[str, Split]]:
@@ -84,12 +86,20 @@ def check_text(plan: Plan, *, sites: bool = True) -> dict[str, dict[str, Split]]
     return splits
 
 
+def pieces_folder(run: Path) -> Path:
+    """Return where what sites sent of their pieces lies in a run's folder."""
+    return run / "pieces"
+
+
 def prepare_base(
     plan: Plan,
     observe: Observer = ignore,
+    counts: Sequence[Mapping[str, int]] = (),  # of pieces of words, by site
     pieces: Mapping[str, int] | None = None,  # to lines; by default counted in text that is here
 ) -> str:
     """Return the folder or hub id of the plan's base: built, converted or cut if it has to be.
+
+    Without counts the tokenizer of a micro-LLM is made from its own text alone.
 
     Raises:
         ModelError: the base cannot be converted or cut, or the cut does not fit a site's text.
@@ -105,7 +115,7 @@ def prepare_base(
     def progress(step: int, of: int, loss: float) -> None:
         observe(Stage("pre-training the base", step, of, loss))
 
-    return str(build_micro(base.micro, text.train, progress).resolve())
+    return str(build_micro(base.micro, text.train, progress, counts).resolve())
 
 
 def _prepare_real(
@@ -197,7 +207,11 @@ def prepare(
     run, path = folder.name, folder / "run.json"
     if path.exists():
         return Prepared(**read_json(path)), None
-    origin = prepare_base(plan, observe)
+    gathered = Gathered()
+    if plan.asks_pieces:
+        most_pieces = plan.model.base.pieces.most_pieces
+        gathered = read_gathered(pieces_folder(folder), most_pieces) or gathered
+    origin = prepare_base(plan, observe, list(gathered.counts.values()))
     base = open_base(plan, origin, observe)
     check_length(base, plan.model.local_steps)
     adapter = plan.model.adapter
@@ -212,6 +226,10 @@ def prepare(
     prepared = Prepared(run, origin, layout.describe(), by_site, threads, judged, pools)
     languages = {site.name: site.language for site in plan.site}
     journal.append(RunStarted(run, plan.digest, version, layout.digest, layout.size, languages))
+    for site, sent in gathered.sent.items():
+        journal.append(PiecesTaken(site, sent.num_pieces, sent.bytes, sent.digest))
+    for site, reason in gathered.without.items():
+        journal.append(PiecesMissed(site, reason))
     note_base(plan, journal, 0, judged)
     journal.seal(run, 0, -1)
     write_file(path, json.dumps(vars(prepared)).encode())

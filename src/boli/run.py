@@ -7,6 +7,7 @@ A run's folder:
     journal.jsonl   every fact, hash-chained
     journal.head    how far the journal was sealed, signed by this machine's key
     checkpoints/    the coordinator's last two states
+    pieces/         what sites sent of their words, where they make the tokenizer
     versions/       the last compressed steps, for sites that missed some
     sites/NAME/     each site's own state and log; on another machine, it stays there
     adapter/        the result, in PEFT's format (a whole model for adapter kind "full");
@@ -54,6 +55,7 @@ from boli.preparation import (
     judge_base,
     note_base,
     open_base,
+    pieces_folder,
     prepare,
     prepare_base,
     read_json,
@@ -371,6 +373,12 @@ def _to_the_end(
         checkpoints.save(found[0])  # signed, before there is a head that asks for it
     if begun:
         run.seal(journal, found)
+    if (
+        plan.asks_pieces
+        and not begun
+        and not _gather_pieces(run, plan, observe, should_stop, engine)
+    ):
+        return
     prepared, first = prepare(run.folder, plan, journal, observe, boli.__version__)
     corrupt: list[Path] = []
     if found is None:
@@ -401,6 +409,45 @@ def _to_the_end(
     journal.seal_rest()
 
 
+def _gather_pieces(
+    run: Run,
+    plan: Plan,
+    observe: Observer,
+    should_stop: Callable[[], bool],
+    engine: Engine,
+) -> bool:
+    """Ask the sites for their pieces, if that is still to be done; False if told to stop."""
+    from boli.plan import available_cores
+    from boli.rounds.pieces import Gathering, read_gathered
+    from boli.site.pieces import LAYOUT
+
+    folder, most_pieces = pieces_folder(run.folder), plan.model.base.pieces.most_pieces
+    if not plan.asks_pieces or read_gathered(folder, most_pieces) is not None:
+        return True
+    sites, described = [site.name for site in plan.site], LAYOUT.describe()
+    asked = Prepared(
+        f"{run.id}-pieces",
+        "",
+        described,
+        dict.fromkeys(sites, described),
+        plan.threads_per_site(available_cores()),
+        asks="pieces",
+    )
+    observe(Stage("asking the sites for their words"))
+    with engine(run, asked) as transport:
+        return Gathering(
+            transport,
+            folder,
+            asked.run,
+            LAYOUT.digest,
+            sites,
+            most_pieces,
+            plan.rounds.patience_seconds,
+            observe,
+            should_stop,
+        ).run_to_the_end()
+
+
 def _forgiven(state: ServerState, names: Sequence[str], journal: Journal) -> ServerState:
     """Return the state in which these sites take part again, and journal that.
 
@@ -421,16 +468,16 @@ def _forgiven(state: ServerState, names: Sequence[str], journal: Journal) -> Ser
 @contextlib.contextmanager
 def local_engine(run: Run, prepared: Prepared) -> Iterator[Transport]:
     """Bring up the sites as processes on this machine."""
-    from boli.codec.codec import codec_for
     from boli.engine.local import LocalTransport, node_command
+    from boli.rounds.pieces import payload_bytes_of
 
     folder = run.folder.resolve()
     transport = LocalTransport(
-        node_command(folder),
+        node_command(folder, prepared.asks),
         folder / "sites",
         prepared.threads,
-        folder / "versions",
-        codec_for(run.plan.codec).payload_bytes,
+        None if prepared.asks else folder / "versions",
+        payload_bytes_of(run.plan, prepared.asks),
     )
     with contextlib.closing(transport):
         yield transport

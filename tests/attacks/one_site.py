@@ -40,7 +40,7 @@ def make_base(folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from boli.model.base import train_tokenizer
+    from boli.model.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(lines(), 512)
     torch.manual_seed(1)

@@ -70,7 +70,7 @@ def tiny_base(folder: Path) -> Path:
     """Write a very small Llama of random weights, with its tokenizer, as transformers saves it."""
     import transformers
 
-    from boli.model.base import train_tokenizer
+    from boli.model.tokenizer import train_tokenizer
 
     transformers.utils.logging.disable_progress_bar()
     tokenizer = train_tokenizer(lines_of_text().splitlines(), 300)

@@ -23,10 +23,15 @@ def federation(short_folder: Path) -> Iterator[Federation]:
 
 
 @pytest.mark.timeout(280)
+@pytest.mark.parametrize("tokenizer", ["base", pytest.param("sites", marks=pytest.mark.slow)])
 def test_plan_in_a_federation_ends_with_the_bits_of_the_local_engine(
-    tiny_plan_file: Callable[..., Path], federation: Federation, short_folder: Path, tmp_path: Path
+    tiny_plan_file: Callable[..., Path],
+    federation: Federation,
+    short_folder: Path,
+    tmp_path: Path,
+    tokenizer: str,
 ) -> None:
-    plan = tiny_plan_file(tmp_path)
+    plan = tiny_plan_file(tmp_path, model={"base": {"micro": {"tokenizer": tokenizer}}})
     run = write_app(plan, short_folder, f"rounds.total={ROUNDS}", "engine.threads_per_site=1")
     for site in SITES:
         federation.start_supernode(site, settings_of(site, short_folder, tmp_path))

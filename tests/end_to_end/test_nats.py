@@ -22,7 +22,7 @@ from boli.engine.identities import Address
 from boli.engine.nats import NatsTransport
 from boli.engine.nats_server import reserved_bytes
 from boli.errors import StorageError
-from boli.journal import CopyRead, read_journal
+from boli.journal import CopyRead, PiecesTaken, read_journal
 from boli.plan import Plan
 from boli.pool.pins import PIN, Pin, runs_with
 from boli.rounds.update import Release
@@ -147,6 +147,53 @@ def test_plan_over_nats_ends_with_the_bits_of_the_local_engine(
         assert runs_with(tmp_path / "runs", {taken: version}) == named
         assert runs_with(tmp_path / "gaya" / "runs", {taken: version}) == named
         assert runs_with(tmp_path / "arrah" / "runs", {taken: version}) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_words_of_the_sites_make_the_tokenizer_over_nats(
+    tiny_plan_file: Callable[..., Path],
+    start: Callable[..., subprocess.Popen[bytes]],
+    tmp_path: Path,
+) -> None:
+    """Also where the coordinator is killed when it has the words of one site alone."""
+    plan = tiny_plan_file(tmp_path, model={"base": {"micro": {"tokenizer": "sites"}}})
+    address = f"127.0.0.1:{free_port()}"
+    settings = ("--set", f"rounds.total={ROUNDS}", "--set", "engine.threads_per_site=1")
+    told = ("coordinator", plan, "--listen", address, *settings)
+    coordinator = start("coordinator", *told)
+
+    def wait_for(sign: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 300
+        while not sign():
+            logs = [path.read_text()[-3000:] for path in sorted(tmp_path.glob("*.log"))]
+            assert time.monotonic() < deadline, "\n".join(logs)
+            time.sleep(0.1)
+
+    wait_for((tmp_path / "coordinator" / "server.conf").exists)
+    sites = {}
+    (tmp_path / "limits.toml").write_text(LENIENT)
+    for site in SITES:
+        invited = boli("invite", site, "--address", address)
+        assert subprocess.run(invited, cwd=tmp_path, check=False).returncode == 0
+        words = ("--data", tmp_path, "--state", tmp_path / site, "--accept")
+        sites[site] = ("join", f"{site}.boli", *words, "--limits", tmp_path / "limits.toml")
+    first, second = SITES
+    start(first, *sites[first])
+    wait_for(lambda: bool(list(tmp_path.glob(f"runs/*/pieces/{first}"))))
+    os.killpg(coordinator.pid, signal.SIGKILL)
+    coordinator = start("coordinator", *told)
+    start(second, *sites[second])
+    wait_for(lambda: coordinator.poll() is not None)
+    (run,) = list_runs(tmp_path / "runs")
+    assert run.finished, (tmp_path / "coordinator.log").read_text()
+    check_same_as_local(plan, run.folder, tmp_path, ROUNDS)
+    facts = [entry.event for entry in read_journal(run.folder / "journal.jsonl")]
+    taken = {fact.site: fact for fact in facts if isinstance(fact, PiecesTaken)}
+    assert sorted(taken) == sorted(SITES)
+    for site in SITES:
+        (sent,) = (tmp_path / site).glob("runs/*-pieces/pieces-10-3.tsv")
+        assert len(sent.read_text(encoding="utf-8").splitlines()) == taken[site].num_pieces
 
 
 def test_server_reserves_just_what_the_coordinator_makes_room_for(

@@ -30,6 +30,8 @@ from boli.journal import (
     Journal,
     MixedEvaluated,
     OrderSent,
+    PiecesMissed,
+    PiecesTaken,
     RoundStepped,
     RunFailed,
     RunFinished,
@@ -74,6 +76,7 @@ JOURNALS = [
     "journal-v1-copies.jsonl",
     "journal-v2.jsonl",
     "journal-v2-ngram.jsonl",
+    "journal-v2-pieces.jsonl",
 ]
 ADDED: dict[str, set[type[Event]]] = {  # kinds that the journal of that name was the first to have
     "journal-v1-copies.jsonl": {CopyRead},
@@ -85,6 +88,7 @@ ADDED: dict[str, set[type[Event]]] = {  # kinds that the journal of that name wa
         VersionRestored,
     },
     "journal-v2-ngram.jsonl": {SixGramEvaluated, MixedEvaluated},
+    "journal-v2-pieces.jsonl": {PiecesMissed, PiecesTaken},
 }
 CHECKPOINTS = [
     "checkpoint-v1.safetensors",
@@ -105,6 +109,8 @@ SELECTION = Selection(
 )
 EVENTS: list[Event] = [
     RunStarted("first-1", "a1b2c3d4e5f60718", "0.1.0", LAYOUT, 6, {"gaya": "mag"}),
+    PiecesTaken("gaya", 3310, 13778, "d4" * 32),
+    PiecesMissed("patna", "the site sends no counts of pieces of words"),
     SiteJoined("gaya", {"mag": {"train": 90, "tuning": 5, "test": 5}}, 0),
     CopyRead("gaya", "a1" * 16, 7, "b2" * 16, 4000, "c3" * 32),
     OrderSent("first-1-gaya-1", "gaya", 0, 20, 0, 1234),

@@ -513,6 +513,22 @@ def test_buffer_is_all_sites_when_synchronous_and_half_of_them_elsewhere(
     assert plan.max_staleness == max_staleness
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "kind", "asks"),
+    [
+        ("auto", "lora", False),
+        ("auto", "full", True),
+        ("sites", "lora", True),
+        ("base", "full", False),
+    ],
+)
+def test_sites_are_asked_for_words_where_their_embeddings_are_trained(
+    tiny_plan: PlanOf, tmp_path: Path, tokenizer: str, kind: str, asks: bool
+) -> None:
+    model = {"base": {"micro": {"tokenizer": tokenizer}}, "adapter": {"kind": kind}}
+    assert tiny_plan(tmp_path, model=model).asks_pieces is asks
+
+
 def test_languages_are_those_of_the_texts_in_the_order_of_the_plan(
     tiny_plan: PlanOf, tmp_path: Path
 ) -> None:

@@ -53,6 +53,12 @@ def register(app: typer.Typer) -> None:
             "Serve a coordinator as one of its sites.",
             "boli join bhojpur.boli --data /srv/text",
         ),
+        (
+            "pieces",
+            pieces,
+            "At a site: see which words a plan would let leave, without joining.",
+            "boli pieces plans/real.toml --site gaya --data /srv/text",
+        ),
         ("sites", sites, "List the sites: who is there, how fast, last seen.", "boli sites"),
         ("revoke", revoke, "End a site's key.", "boli revoke bhojpur"),
     ):
@@ -132,12 +138,13 @@ def coordinator(
 
     @contextlib.contextmanager
     def engine(run: boli.Run, prepared: Prepared) -> Iterator[Transport]:
-        versions = run.folder / "versions"
+        versions = None if prepared.asks else run.folder / "versions"
         entries = {
             site: Layout.from_description(found).size
             for site, found in prepared.site_layouts.items()
         }
-        with place.transport(run.id, run.plan, prepared.base, versions, entries) as transport:
+        asked = prepared.run, run.plan, prepared.base, versions, entries, prepared.asks
+        with place.transport(*asked) as transport:
             yield transport
 
     resume = found[0].id if found else None
@@ -327,6 +334,57 @@ def join(
         signal.signal(number, stop)
     with locked(place, "the site's state"):
         agent.serve()
+
+
+def pieces(
+    plan: Annotated[Path, typer.Argument(help="The plan, a TOML file.")],
+    site: Annotated[str, typer.Option(help="The site's name, as in the plan.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the site's text; the plan's by default.")
+    ] = None,
+    limits: Annotated[
+        Path | None,
+        typer.Option(help="What the site allows; limits.toml in its state folder by default."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a TSV file; printed by default.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the plan."),
+    ] = None,
+) -> None:
+    """Show the counts of pieces of words that a site would send for a tokenizer; nothing is sent.
+
+    Each line is a rounded number of lines, a tab, and a word or a part of one.
+    """
+    from boli.corpus.pieces import as_text, count_pieces, pack_pieces
+    from boli.corpus.sources import read_documents
+    from boli.durable import write_file
+    from boli.evaluation.units import size
+    from boli.site.limits import site_limits
+    from boli.site.pieces import floors_of
+
+    loaded = boli.load_plan(plan, overrides or ())
+    section = next((one for one in loaded.site if one.name == site), None)
+    if section is None:
+        names = ", ".join(one.name for one in loaded.site)
+        raise RunError(f"plan {loaded.name} has no site {site}", f"it has: {names}")
+    if data is not None:
+        corpus = loaded.corpus.model_copy(update={"root": str(data.resolve())})
+        loaded = loaded.model_copy(update={"corpus": corpus})
+    allowed = site_limits(state_of(site), limits)
+    floors = floors_of(loaded.model.base.pieces).stricter(allowed.floors)
+    found = count_pieces(read_documents(loaded, section.text, section.language), floors)
+    if out is None:
+        print(as_text(found), end="")
+    else:
+        write_file(out, as_text(found).encode(), private=True)
+    asked = "asks for them" if loaded.asks_pieces else "does not ask for them"
+    print(
+        f"{len(found)} pieces, each in at least {floors.least_lines} lines of "
+        f"{floors.least_documents} documents: {size(len(pack_pieces(found)))}; the plan {asked}"
+        + ("" if allowed.pieces else ", and this site's limits let none leave"),
+        file=sys.stderr if out is None else sys.stdout,
+    )
 
 
 def _accepts(

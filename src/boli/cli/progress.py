@@ -21,6 +21,7 @@ from boli.journal import (
     Evaluated,
     Event,
     OrderSent,
+    PiecesMissed,
     RoundStepped,
     RunResumed,
     RunStarted,
@@ -149,6 +150,8 @@ class Watch:
                 self.console.print(f"resumed at version {version}")
                 for name in corrupt:
                     self.console.print(f"checkpoint {name} is corrupt; went back to the one before")
+            case PiecesMissed(site=name, reason=reason):
+                self.console.print(f"the tokenizer is made without words of {name}: {reason}")
             case SiteJoined(site=name):
                 self._change(name, doing="ready", suspended="")
             case SiteLeft(site=name, reason=reason):

@@ -22,6 +22,7 @@ from boli.errors import CorpusError
 from boli.plan import LANGUAGE, HeldOutPlan, Plan, TextSource
 
 LONGEST_LINE = 1 << 20  # characters; more is not a line of text
+BLOCK_LINES = 20  # neighbors that stand for one document where nothing names documents
 
 
 @dataclass
@@ -93,21 +94,52 @@ def read_split(plan: Plan, sources: tuple[TextSource, ...], language: str) -> di
             language is left without training or held-out lines.
     """
     splits: dict[str, Split] = {}
-    seen: set[str] = set()
-    for source in sources:
-        name = source.language or language
+    for name, part, line, document, _ in _divided(plan, sources, language):
         split = splits.setdefault(name, Split())
-        for line, key, document in _keyed_lines(plan, source):
-            form = normal_form(line)
-            if not form or form in seen:
-                continue
-            seen.add(form)
-            part = part_of(form if key is None else key, plan.corpus.held_out)
+        if part:
             (split.train if part == "train" else split.part(part)).append(line)
             split.documents.setdefault(part, []).append(document)
     for name, split in splits.items():
         _check(name, split, sources, plan.corpus.held_out)
     return splits
+
+
+def read_documents(
+    plan: Plan, sources: tuple[TextSource, ...], language: str
+) -> list[tuple[str, str, str]]:
+    """Return the training lines of all languages, each with its document and its block.
+
+    Documents are named by the lines of the companion file (`held_out_by`), or by records. A block
+    is `BLOCK_LINES` neighboring lines (or records) of a file: it stands for a document where
+    nothing names one, and whoever counts documents counts blocks too, because the companion
+    file is the plan's choice and could call every line a document.
+
+    Raises:
+        CorpusError: as for `read_split`.
+    """
+    return [
+        (line, f"named {document}" if document else block, block)
+        for _, part, line, document, block in _divided(plan, sources, language)
+        if part == "train"
+    ]
+
+
+def _divided(
+    plan: Plan, sources: tuple[TextSource, ...], language: str
+) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield language, part, line, document if it has one, and block; first the language alone."""
+    seen: set[str] = set()
+    for source in sources:
+        name = source.language or language
+        yield name, "", "", "", ""
+        for number, (line, key, named) in enumerate(_keyed_lines(plan, source)):
+            form = normal_form(line)
+            if not form or form in seen:
+                continue
+            seen.add(form)
+            part = part_of(form if key is None else key, plan.corpus.held_out)
+            block = f"{source.path or source.starter}#{number // BLOCK_LINES}"
+            yield name, part, line, named, block
 
 
 def _check(

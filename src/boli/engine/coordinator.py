@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from boli.codec.codec import codec_for
 from boli.engine.identities import Address, Identities, down_stream, up_stream
 from boli.engine.nats_log import ServerLog
 from boli.engine.nats_server import STORE_BYTES, Server, reserved_bytes, running
 from boli.errors import StorageError
 from boli.evaluation.units import size
 from boli.pretrained import folder_of
+from boli.rounds.pieces import payload_bytes_of
 from boli.rounds.transport import Refused, Transport
-from boli.site.kit import kit_of
+from boli.site.kit import kit_of, pieces_kit
 
 if TYPE_CHECKING:
     from boli.engine.nats import NatsTransport
@@ -54,6 +54,7 @@ class Coordinator:
         base: str,
         versions: Path | None,
         entries: Mapping[str, int],  # site to the number that it trains
+        asks: str = "",  # "pieces": of sites, before there is a base
     ) -> Iterator[Transport]:
         """Yield the coordinator's side, with the server up for as long.
 
@@ -68,7 +69,8 @@ class Coordinator:
         if self.connect is None:
             server.start()
         try:
-            transport = self._open(run, plan, base, versions, self.connect or server.address)
+            address = self.connect or server.address
+            transport = self._open(run, plan, base, versions, address, asks)
             with contextlib.closing(transport):
                 yield transport
         finally:
@@ -111,13 +113,13 @@ class Coordinator:
         return ServerLog(self.folder / "server.log", identities.owners).read
 
     def _open(
-        self, run: str, plan: Plan, base: str, versions: Path | None, address: Address
+        self, run: str, plan: Plan, base: str, versions: Path | None, address: Address, asks: str
     ) -> NatsTransport:
         from boli.engine.nats import NatsTransport
 
         identities = Identities(self.folder)
-        folder = folder_of(base)
-        kit = kit_of(run, plan, folder, base)
+        folder = None if asks else folder_of(base)
+        kit = pieces_kit(run, plan) if folder is None else kit_of(run, plan, folder, base)
         self.say(f"sites reach this coordinator at {self.listen}")
         for site in plan.site:
             guest = identities.guests().get(site.name)
@@ -131,5 +133,5 @@ class Coordinator:
             identities.access(address, "system"),
             self._refused(identities),
             identities.revoked,
-            codec_for(plan.codec).payload_bytes,
+            payload_bytes_of(plan, asks),
         )

@@ -138,13 +138,17 @@ def main(grid: Grid, context: Context) -> None:
 
     @contextlib.contextmanager
     def engine(run: Run, prepared: Prepared) -> Iterator[Transport]:
-        from boli.codec.codec import codec_for
         from boli.pretrained import folder_of
-        from boli.site.kit import kit_of
+        from boli.rounds.pieces import payload_bytes_of
+        from boli.site.kit import kit_of, pieces_kit
 
-        base, versions = folder_of(prepared.base), run.folder / "versions"
-        kit = kit_of(run.id, plan, base, prepared.base)
-        payload_bytes = codec_for(plan.codec).payload_bytes
+        versions: Path | None = None
+        if prepared.asks:
+            base, kit = run.folder, pieces_kit(prepared.run, plan)  # no file of it is named
+        else:
+            base, versions = folder_of(prepared.base), run.folder / "versions"
+            kit = kit_of(run.id, plan, base, prepared.base)
+        payload_bytes = payload_bytes_of(plan, prepared.asks)
         transport = FlowerTransport(GridPost(grid), kit, base, versions, pace, payload_bytes)
         with contextlib.closing(transport):
             yield transport
@@ -164,6 +168,7 @@ def tell(what: Any) -> None:
 
 SHOWN = (
     *("run_started", "run_resumed", "run_finished", "run_failed"),
+    *("pieces_taken", "pieces_missed"),
     *("site_joined", "site_left", "site_benched", "update_rejected", "round_stepped"),
     *("version_restored", "version_exported"),
 )

@@ -304,11 +304,14 @@ def _receive_all(
         incoming.put((seat, line, data))
 
 
-def node_command(run_folder: Path) -> NodeCommand:
-    """Return the command that starts a site's node on a run's folder."""
+def node_command(run_folder: Path, asks: str = "") -> NodeCommand:
+    """Return the command that starts a site's node on a run's folder.
+
+    With "pieces" it answers with its pieces of words, and trains nothing.
+    """
 
     def command(site: str, descriptor: int, restarts: int) -> Sequence[str]:
-        arguments = [str(run_folder), site, str(descriptor), str(restarts)]
+        arguments = [str(run_folder), site, str(descriptor), str(restarts), asks]
         return [sys.executable, "-m", "boli.engine.local_node", *arguments]
 
     return command

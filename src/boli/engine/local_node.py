@@ -65,6 +65,19 @@ class LocalLink:
         self._line.send_bytes(pack_message("failed", failing_facts(error)))
 
 
+def serve_pieces(run_folder: Path, site_name: str, link: LocalLink, restarts: int) -> None:
+    """Answer with a site's pieces of words, before there is a base."""
+    from boli.plan_file import plan_from_tables
+    from boli.site.node import Node
+    from boli.site.pieces import PieceWork, floors_of, pieces_file
+
+    plan = plan_from_tables(json.loads((run_folder / "plan.json").read_text()))
+    site = next(site for site in plan.site if site.name == site_name)
+    folder, floors = run_folder / "sites" / site_name / "pieces", floors_of(plan.model.base.pieces)
+    work = PieceWork(plan, site, floors, pieces_file(folder, floors))
+    Node.of(plan, site_name, link, work, Generations(folder), restarts).run()
+
+
 def serve(run_folder: Path, site_name: str, link: LocalLink, restarts: int) -> None:
     """Open a site's text, base and state, and serve orders until told to stop."""
     import torch
@@ -84,13 +97,14 @@ def serve(run_folder: Path, site_name: str, link: LocalLink, restarts: int) -> N
 
 def main(arguments: list[str]) -> int:
     """Run the node; tell the coordinator why, where it cannot go on."""
-    folder, site, descriptor, restarts = arguments
+    folder, site, descriptor, restarts, asks = arguments
     link = LocalLink(int(descriptor))
     site_folder = Path(folder) / "sites" / site
     try:
         make_private(site_folder, sorted(path.name for path in site_folder.glob("*")))
         with locked(site_folder, "the site folder", LOCK_SECONDS):
-            serve(Path(folder), site, link, int(restarts))
+            answer = serve_pieces if asks else serve
+            answer(Path(folder), site, link, int(restarts))
     except WorkerLostError as error:
         # As if the node had been killed: it is started again, a few times.
         sys.stderr.write(f"{error}\n")

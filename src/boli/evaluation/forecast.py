@@ -126,7 +126,8 @@ def _empty_model(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> tuple
     base = plan.model.base
     if base.micro is not None:
         lines = splits[""][base.language].train
-        cached = (home() / "bases" / micro_digest(base.micro, lines) / "config.json").is_file()
+        place = home() / "bases" / micro_digest(base.micro, lines) / "config.json"
+        cached = place.is_file() and not plan.asks_pieces  # their digest is in its name
         config = micro_config(base.micro)
     else:
         assert base.path is not None
@@ -186,7 +187,7 @@ def _tokenizer(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> Any:
     origin = base.path
     if base.micro is not None:
         built = home() / "bases" / micro_digest(base.micro, splits[""][base.language].train)
-        origin = str(built) if (built / "tokenizer.json").is_file() else base.micro.tokenizer
+        origin = str(built) if (built / "tokenizer.json").is_file() else base.micro.tokenizer_folder
     try:
         return None if origin is None else load_tokenizer(origin)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError):

@@ -1,8 +1,4 @@
-"""Load the frozen base and its tokenizer, or build a micro-LLM of the plan's own.
-
-The pre-tokenizer keeps vowel signs with their letters, as in Qwen 3.5; the
-usual pattern of byte-level BPE splits Devanagari words at every one.
-"""
+"""Load the frozen base and its tokenizer, or build a micro-LLM of the plan's own."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,21 +14,18 @@ from typing import Any
 import safetensors
 import torch
 
+from boli.corpus.pieces import as_text
 from boli.durable import locked, storage_error, sync_folder, sync_tree
 from boli.errors import ModelError, StorageError
 from boli.model import memory
 from boli.model.adapter import attach
 from boli.model.local_steps import LocalSteps, PackedText, computes_in_half, token_lines
+from boli.model.tokenizer import tokenizer_from_counts, train_tokenizer, words_in
 from boli.plan import AdapterPlan, BasePlan, LocalStepsPlan, MicroPlan
 from boli.pretrained import find_gguf, folder_of, load_model, load_part, load_tokenizer
 
 BUILD_SECONDS = 3600.0  # that a process waits while another builds the same base
 MICRO_FORMAT = 2  # of the folder that a micro-LLM is cached in; part of its hash
-END = "<|end|>"
-PRE_TOKENIZER = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
-    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 @dataclass
@@ -174,25 +167,31 @@ def _keep_weights_as_they_are(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def micro_digest(plan: MicroPlan, lines: Sequence[str]) -> str:
+def micro_digest(
+    plan: MicroPlan,
+    lines: Sequence[str],
+    counts: Sequence[Mapping[str, int]] = (),  # of pieces, by site
+) -> str:
     """Return the hash of everything that a micro-LLM is made from.
 
     Raises:
         ModelError: there is no tokenizer where the plan says that there is one.
     """
-    # Where a tokenizer lies is nothing of what it is.
-    settings = plan.model_dump_json(exclude={"tokenizer"})
-    digest = hashlib.sha256(f"{MICRO_FORMAT}\n{settings}\n".encode())
-    if plan.tokenizer is not None:
+    # Where a tokenizer lies is nothing of what it is; whose words it is of is seen by `counts`.
+    described = plan.model_dump_json(exclude={"tokenizer"})
+    digest = hashlib.sha256(f"{MICRO_FORMAT}\n{described}\n".encode())
+    if plan.tokenizer_folder is not None:
         try:
-            digest.update((Path(plan.tokenizer) / "tokenizer.json").read_bytes())
+            digest.update((Path(plan.tokenizer_folder) / "tokenizer.json").read_bytes())
         except OSError as error:
             raise ModelError(
-                f"cannot read a tokenizer.json in {plan.tokenizer}: {error.strerror}",
+                f"cannot read a tokenizer.json in {plan.tokenizer_folder}: {error.strerror}",
                 "model.base.micro.tokenizer needs a folder with a tokenizer, as transformers "
-                "saves it; leave it out to train one on model.base.text",
+                'saves it; or "auto", "sites" or "base"',
             ) from error
     digest.update("\n".join(lines).encode())
+    for text in sorted(map(as_text, counts)):
+        digest.update(f"\0{text}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -224,46 +223,28 @@ def micro_model(plan: MicroPlan, end: int = 0) -> Any:
         return LlamaForCausalLM(micro_config(plan, end))
 
 
-def train_tokenizer(lines: Sequence[str], vocabulary_size: int) -> Any:
-    """Train byte-level BPE that keeps vowel signs with their letters."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRE_TOKENIZER), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(lines, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END)
-
-
-def micro_tokenizer(plan: MicroPlan, lines: Sequence[str]) -> Any:
-    """Return the tokenizer of a micro-LLM: the one that the plan names, or one of these lines.
+def micro_tokenizer(
+    plan: MicroPlan, lines: Sequence[str], counts: Sequence[Mapping[str, int]] = ()
+) -> Any:
+    """Return the tokenizer of a micro-LLM: the one that the plan names, or one of these words.
 
     Raises:
         ModelError: it has no end token, or more pieces than the model.
     """
-    if plan.tokenizer is None:
+    folder = plan.tokenizer_folder
+    if folder is None and counts:
+        return tokenizer_from_counts([words_in(lines), *counts], plan.vocabulary_size)
+    if folder is None:
         return train_tokenizer(lines, plan.vocabulary_size)
-    found = load_tokenizer(plan.tokenizer)
+    found = load_tokenizer(folder)
     if found.eos_token_id is None:
         raise ModelError(
-            f"the tokenizer in {plan.tokenizer} has no end token",
+            f"the tokenizer in {folder} has no end token",
             "set eos_token in its tokenizer_config.json",
         )
     if len(found) > plan.vocabulary_size:
         raise ModelError(
-            f"the tokenizer in {plan.tokenizer} has {len(found)} pieces, above "
+            f"the tokenizer in {folder} has {len(found)} pieces, above "
             f"model.base.micro.vocabulary_size {plan.vocabulary_size}",
             f"set it to {len(found)}",
         )
@@ -274,15 +255,20 @@ def build_micro(
     plan: MicroPlan,
     lines: Sequence[str],
     progress: Callable[[int, int, float], None] = lambda _step, _of, _loss: None,
+    counts: Sequence[Mapping[str, int]] = (),  # of pieces of words, by site
 ) -> Path:
     """Return the folder of a pre-trained micro-LLM; built once, then found by content hash.
 
-    `progress` gets the step, their number, and the loss.
+    `progress` gets the step, their number, and the loss. The tokenizer is made from the words
+    of `lines`, and of the pieces that sites have sent, if there are any.
 
     Raises:
         StorageError: the cache cannot be written.
     """
-    return built(micro_digest(plan, lines), lambda folder: _pretrain(plan, lines, folder, progress))
+    return built(
+        micro_digest(plan, lines, counts),
+        lambda folder: _pretrain(plan, lines, folder, progress, counts),
+    )
 
 
 def built(name: str, build: Callable[[Path], None]) -> Path:
@@ -320,10 +306,11 @@ def _pretrain(
     lines: Sequence[str],
     folder: Path,
     progress: Callable[[int, int, float], None],
+    counts: Sequence[Mapping[str, int]],
 ) -> None:
     import transformers
 
-    tokenizer = micro_tokenizer(plan, lines)
+    tokenizer = micro_tokenizer(plan, lines, counts)
     model = micro_model(plan, tokenizer.eos_token_id).to(best_device())
     adapter = attach(model, AdapterPlan(kind="full"))
     steps_plan = LocalStepsPlan(

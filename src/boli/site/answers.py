@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from boli.corpus.pieces import Floors
 from boli.corpus.sources import Split
 from boli.durable import append_line
 from boli.errors import LimitError
@@ -74,6 +75,15 @@ class Answers:
         facts = {"limits": limits, "order": order, "code": error.code}
         words = {"problem": error.problem, "hint": error.hint}
         self._note("refused", run, plan=digest, **facts, **words)
+
+    def send_pieces(self, run: str, digest: str, number: int, size: int, sha256: str) -> None:
+        """Note that counts of pieces of words are about to leave: how many, and which.
+
+        Raises:
+            StorageError: it cannot be noted.
+        """
+        told = {"pieces": str(number), "bytes": str(size), "sha256": sha256}
+        self._note("sent", run, plan=digest, **told)
 
     def is_accepted(self, run: str, digest: str) -> bool:
         """Tell whether a plan was accepted, whatever came of its orders."""
@@ -143,6 +153,42 @@ def in_words(
         "keeps back": "the text itself, and every file that is not named above",
         "tells": f"{rows} Nothing hides a single site's update from the coordinator yet.",
     }
+    return _table(told)
+
+
+def pieces_in_words(
+    run: str,
+    plan: Plan,
+    site: SitePlan,
+    num_sites: int,
+    floors: Floors,
+    pieces: Mapping[str, int],
+    path: Path,  # of the file that is sent
+) -> str:
+    """Return what a plan asks of a site before its base is made, for its people to decide on."""
+    texts = ", ".join(
+        repr(source.path) if source.path else f"made-up text ({source.starter})"
+        for source in site.text
+    )
+    told = {
+        "asks": f"run {run} of plan {plan.name}, over {num_sites} "
+        + ("site" if num_sites == 1 else "sites")
+        + ", for words to make a tokenizer from; nothing is trained yet",
+        "reads": texts,
+        "sends": f"once, counts of {count(len(pieces))} words and parts of words, each in at least "
+        f"{count(floors.least_lines)} lines of {count(floors.least_documents)} documents; "
+        f"numbers only digit by digit. They are in {path}: read it, and take out lines that "
+        "should not leave",
+        "keeps back": "the text itself, every rarer word, and in which order words stand",
+        "tells": "the coordinator learns which words are frequent here and about how frequent, "
+        "and a name that many lines of several documents hold is one of them. Nothing hides a "
+        "single site's counts from the coordinator yet.",
+        "then": "you are asked again before anything is trained",
+    }
+    return _table(told)
+
+
+def _table(told: Mapping[str, str]) -> str:
     return "\n".join(
         textwrap.fill(f" {key:<11} {value}", 100, subsequent_indent=" " * 13)
         for key, value in told.items()

@@ -9,10 +9,11 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from boli.corpus.pieces import Floors
 from boli.corpus.sources import read_split
 from boli.durable import Generations, make_private, open_private, storage_error, sync_folder
 from boli.errors import (
@@ -33,9 +34,10 @@ from boli.pretrained import revision_of
 from boli.rounds.transport import NodeLink
 from boli.rounds.update import PROTOCOL, Count, Message, Order, check_protocol
 from boli.site import answers, limits
-from boli.site.answers import Answers, in_words
+from boli.site.answers import Answers, in_words, pieces_in_words
 from boli.site.limits import Limits, OrderCheck, SentBytes
 from boli.site.node import Node
+from boli.site.pieces import PieceWork, floors_of, pieces_file, write_pieces
 
 Accept = Callable[[str, LimitError | None], bool]  # the plan in words, and what was refused of it
 
@@ -48,7 +50,7 @@ TRIES = 3  # to fetch a file that arrives altered
 TOLD = {
     "corpus": ("held_out",),
     "rounds": ("mode", "total", "local_steps", "min_local_steps", "speed_aware", "seed"),
-    "base": ("language", "quantize"),
+    "base": ("language", "quantize", "pieces"),
 }
 
 
@@ -71,6 +73,9 @@ class Kit(Message):
     origin: str = Field("", pattern=r"^([A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?)?$")
     revision: str = Field("", pattern=r"^([0-9a-f]{40})?$")
     num_sites: Count = 0  # of the plan, where it names one alone; 0: it names all
+    # Before the base of a run is made: counts of pieces of words. Nothing is trained then, and
+    # there are no files: a site that does not know this refuses for lack of them.
+    asks: Literal["", "pieces"] = ""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -144,6 +149,12 @@ def kit_of(run: str, plan: Plan, base: Path, origin: str = "") -> Kit:
     tables = json.loads(plan.model_dump_json())
     at_hub = {} if Path(origin).is_dir() else {"origin": origin, "revision": revision_of(base)}
     return Kit(protocol=PROTOCOL, run=run, plan=tables, files=tuple(files), **at_hub)
+
+
+def pieces_kit(run: str, plan: Plan) -> Kit:
+    """Return the kit with which sites are asked for their pieces."""
+    tables = json.loads(plan.model_dump_json())
+    return Kit(protocol=PROTOCOL, run=run, plan=tables, asks="pieces")
 
 
 def read_kit(data: bytes) -> Kit:
@@ -234,15 +245,11 @@ class SiteFolder:
             SiteError: the plan does not know the site.
             StorageError: the answer cannot be kept.
         """
-        plan, section = self.plan_here(kit)
+        self.plan_here(kit)
         refusal = self.answers.refusal(kit.run, kit.digest, self.limits.digest)
         if refusal is None and self.answers.is_accepted(kit.run, kit.digest):
             return
-        base = f"{kit.base_sha256} ({size(kit.base_bytes)})"
-        base += f", which is {kit.origin} of a hub" if kit.origin else ""
-        splits = read_split(plan, section.text, section.language)
-        num_sites = kit.num_sites or len(plan.site)
-        words = in_words(kit.run, plan, section, splits, base, num_sites, self.limits)
+        words = self._pieces_in_words(kit) if kit.asks else self._plan_in_words(kit)
         if not accept(words, refusal):
             self.answers.decline(kit.run, kit.digest)
             raise NotAcceptedError(
@@ -250,6 +257,27 @@ class SiteFolder:
                 "ask them; boli join shows them the plan again",
             )
         self.answers.accept(kit.run, kit.digest)
+
+    def _plan_in_words(self, kit: Kit) -> str:
+        plan, section = self.plan_here(kit)
+        base = f"{kit.base_sha256} ({size(kit.base_bytes)})"
+        base += f", which is {kit.origin} of a hub" if kit.origin else ""
+        splits = read_split(plan, section.text, section.language)
+        num_sites = kit.num_sites or len(plan.site)
+        return in_words(kit.run, plan, section, splits, base, num_sites, self.limits)
+
+    def _pieces_in_words(self, kit: Kit) -> str:
+        """Count the pieces, so that people can read what would be sent before they answer."""
+        plan, section = self.plan_here(kit)
+        floors = self._floors(plan)
+        path = pieces_file(self.run_folder(kit), floors)
+        pieces = write_pieces(plan, section, floors, path)
+        num_sites = kit.num_sites or len(plan.site)
+        return pieces_in_words(kit.run, plan, section, num_sites, floors, pieces, path)
+
+    def _floors(self, plan: Plan) -> Floors:
+        """Return what a piece needs to leave: the stricter of plan and limits."""
+        return floors_of(plan.model.base.pieces).stricter(self.limits.floors)
 
     def missing(self, kit: Kit) -> list[BaseFile]:
         """Return the files of the base that are not here yet, or not whole.
@@ -374,15 +402,17 @@ class SiteFolder:
             SiteError: the plan does not know the site.
             StorageError: the disk refuses.
         """
+        plan, section = self.plan_here(kit)
+        refusal = self.answers.refusal(kit.run, kit.digest, self.limits.digest)
+        if refusal is not None:
+            raise refusal
+        if kit.asks:
+            return self._open_pieces(kit, plan, section, link, restarts)
         import torch
 
         from boli.plan import available_cores
         from boli.site.work import open_work
 
-        plan, section = self.plan_here(kit)
-        refusal = self.answers.refusal(kit.run, kit.digest, self.limits.digest)
-        if refusal is not None:
-            raise refusal
         self._check_base(kit, plan)
         cores = available_cores()
         torch.set_num_threads(min(plan.engine.threads_per_site or cores, cores))
@@ -396,6 +426,20 @@ class SiteFolder:
         except BaseException:
             work.close()
             raise
+
+    def _open_pieces(
+        self, kit: Kit, plan: Plan, section: SitePlan, link: NodeLink, restarts: int
+    ) -> Node:
+        floors, folder = self._floors(plan), self.run_folder(kit)
+
+        def note(pieces: Mapping[str, int], data: bytes) -> None:
+            digest = hashlib.sha256(data).hexdigest()
+            self.answers.send_pieces(kit.run, kit.digest, len(pieces), len(data), digest)
+
+        work = PieceWork(plan, section, floors, pieces_file(folder, floors), note)
+        note_pins(folder / "run.json", [copy.facts() for copy in work.copies])
+        check = self._order_check(kit, plan)
+        return Node.of(plan, self.site, link, work, Generations(folder), restarts, check)
 
     def _order_check(self, kit: Kit, plan: Plan) -> OrderCheck:
         def refuse(order: Order, error: LimitError) -> None:
@@ -446,7 +490,10 @@ class SiteFolder:
             )
         self.limits.check_plan(plan)
         self.limits.check_text(self.data, section.text)
-        self.limits.check_base(kit.base_sha256, 0 if self.base else kit.base_bytes)
+        if kit.asks:
+            self.limits.check_pieces()
+        else:
+            self.limits.check_base(kit.base_sha256, 0 if self.base else kit.base_bytes)
         return plan, section
 
 

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from boli.corpus.consent import MANIFEST
 from boli.corpus.listing import MARKER
+from boli.corpus.pieces import Floors
 from boli.corpus.record import DROPPED, RECORDS
 from boli.corpus.sources import text_files
 from boli.durable import locked, write_file
@@ -83,6 +84,13 @@ TEMPLATE = """\
 # accept.
 # bases = []
 
+# Before a run, a coordinator may ask for counts of pieces of words, to make a tokenizer from those
+# of all sites: never a line, and only what many lines of several documents hold. false: none
+# leave. Of the two numbers here and those of the plan the larger ones hold.
+# pieces = true
+# pieces_least_lines = 10
+# pieces_least_documents = 3
+
 # true: only updates that are hidden in a sum over several sites may leave. This version of boli
 # cannot do that yet, and so refuses every plan.
 # require_masked_sums = false
@@ -115,6 +123,9 @@ class Limits(BaseModel):
     bases: Annotated[
         tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...], Field(strict=False)
     ] = ()
+    pieces: bool = True
+    pieces_least_lines: int = Field(10, ge=1)
+    pieces_least_documents: int = Field(3, ge=1)
     require_masked_sums: bool = False
 
     @property
@@ -125,6 +136,25 @@ class Limits(BaseModel):
     def least_tokens(self, kind: str) -> int:
         """Return the tokens that an update of this kind of adapter is computed from, at least."""
         return max(self.min_tokens, self.min_tokens_full) if kind == "full" else self.min_tokens
+
+    @property
+    def floors(self) -> Floors:
+        """What a piece of a word needs here to leave, whatever a plan says."""
+        most_pieces = 1 << 31  # the plan says how many
+        return Floors(self.pieces_least_lines, self.pieces_least_documents, most_pieces)
+
+    def check_pieces(self) -> None:
+        """Refuse to send counts of pieces of words, where the site's people said so.
+
+        Raises:
+            LimitError: they did.
+        """
+        if not self.pieces:
+            raise _beyond(
+                "the coordinator asks for counts of pieces of words",
+                "pieces = false",
+                'set model.base.micro.tokenizer = "base" in the plan',
+            )
 
     def check_plan(self, plan: Plan) -> None:
         """Refuse a plan that trains, sends or judges what the site does not allow.

@@ -63,6 +63,7 @@ class Done:
     judgements: tuple[Judgement, ...] = ()
     six_gram: tuple[Judgement, ...] = ()  # of the same lines, with the first judgements
     mixed: tuple[Judgement, ...] = ()  # of the same lines, with those of the last version
+    content: bytes = b""  # the payload as it is, of work that trains nothing
 
 
 class Work(Protocol):
@@ -309,7 +310,7 @@ class Node:
         """Return the payload; what it does not carry is the next residual."""
         self.content = b""
         if done.pseudo_gradient is None:
-            return b""
+            return done.content
         moved = self._with_momentum(done.pseudo_gradient)
         carried = self.residual_decay.of(self.residual, version)
         error = moved if carried is None else moved + carried

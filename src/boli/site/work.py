@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from boli.corpus.sources import Split, judged_lines, read_split, share_of
-from boli.errors import DivergedError, SiteError
+from boli.errors import DivergedError
 from boli.evaluation.baselines import six_gram
 from boli.evaluation.metrics import (
     Bits,
@@ -30,8 +29,8 @@ from boli.model.group import share_out
 from boli.model.layout import Layout, Vector
 from boli.model.local_steps import LocalSteps, OwnGradient, PackedText, token_lines
 from boli.plan import Plan, SitePlan
-from boli.pool.pins import pins_of
-from boli.rounds.update import MOST_COPIES, Copy, Judgement, Order, Part
+from boli.rounds.update import Copy, Judgement, Order, Part
+from boli.site.copies import copies_of
 from boli.site.crew import Crew
 from boli.site.node import Done
 
@@ -216,29 +215,6 @@ class TrainingWork:
 def _rounded(bits: float) -> float:
     """Return a sum of bits as it is told: finer figures say more of the counts than of the text."""
     return max(1.0, float(round(bits)))
-
-
-def copies_of(plan: Plan, site: SitePlan) -> tuple[Copy, ...]:
-    """Return the copies of pools that a site's text lies in.
-
-    Raises:
-        SiteError: what says so cannot be told: without it an erase would not find the run.
-    """
-    paths = [path for source in site.text for path in (source.path, source.held_out_by) if path]
-    pins = pins_of(map(plan.resolve, paths))
-    if len(pins) > MOST_COPIES:
-        raise SiteError(
-            f"the text of site {site.name} lies in {len(pins)} copies of pools",
-            f"take it as at most {MOST_COPIES}",
-        )
-    try:
-        return tuple(Copy(**{name: pin[name] for name in Copy.model_fields}) for pin in pins)
-    except ValidationError as error:
-        where = error.errors()[0]["loc"][0]
-        raise SiteError(
-            f"the pool.json beside the text of site {site.name} was altered: its {where}",
-            "take the copy again: boli pool get",
-        ) from error
 
 
 def site_base(plan: Plan, site: SitePlan, origin: str, device: torch.device) -> Base:

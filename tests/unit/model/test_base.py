@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,12 @@ import torch
 from boli.durable import locked
 from boli.errors import ModelError, SiteError, StorageError
 from boli.model.base import (
-    END,
     Base,
     build_micro,
     home,
     load_base,
     micro_digest,
     micro_model,
-    train_tokenizer,
 )
 from boli.plan import BasePlan, LocalStepsPlan, MicroPlan
 
@@ -186,65 +183,6 @@ def test_adapter_trains_on_a_four_bit_base(copied: Path) -> None:
         assert name not in packed or torch.equal(parameter, packed[name]), name
 
 
-# --- the tokenizer
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "गया जाइब, तोहरा संगे।",
-        " two  spaces\tand\ttabs ",
-        "क्ष त्र ज्ञ श्र ड़ ढ़ ॐ १२३ 123",
-        "emoji 🙂 and \u200d joiners",
-        "ᱥᱟᱱᱛᱟᱲᱤ",
-        "she's , isn 't . clean ?",
-        "",
-    ],
-)
-def test_any_text_comes_back_from_its_tokens(tiny_tokenizer: Any, text: str) -> None:
-    tokens = tiny_tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert tiny_tokenizer.decode(tokens) == text
-    assert all(0 <= token < 320 for token in tokens)
-
-
-def test_pieces_keep_vowel_signs_with_their_letters(tiny_tokenizer: Any) -> None:
-    split = tiny_tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
-    for word in ("हिन्दी", "बानी", "क्षेत्रीय", "कुत्ता"):
-        assert [span for _, span in split(word)] == [(0, len(word))]
-    text = "मैं गया था। 12 रुपया"
-    for _, (start, _) in split(text):
-        assert not unicodedata.category(text[start]).startswith("M")
-    assert [text[a:b] for _, (a, b) in split(text)] == [
-        "मैं",
-        " गया",
-        " था",
-        "।",
-        " ",
-        "1",
-        "2",
-        " रुपया",
-    ]
-
-
-def test_tokenizer_has_the_size_asked_for_and_ends_with_its_end_token(
-    made_up_lines: Lines, tmp_path: Path
-) -> None:
-    import transformers
-
-    tokenizer = train_tokenizer(made_up_lines("mag", 200), 340)
-    assert len(tokenizer) == 340
-    assert tokenizer.eos_token == tokenizer.bos_token == END
-    assert tokenizer.convert_ids_to_tokens(tokenizer.eos_token_id) == END
-    line = made_up_lines("mag", 1)[0]
-    trained = tokenizer(line)["input_ids"]
-    assert tokenizer.eos_token_id not in trained
-    assert len(trained) < len(line.encode())
-    tokenizer.save_pretrained(tmp_path)
-    again = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert again(line)["input_ids"] == trained
-    assert again.eos_token_id == tokenizer.eos_token_id
-
-
 # --- micro-LLMs
 
 
@@ -309,9 +247,8 @@ def test_digest_changes_with_every_setting_and_with_the_text(tmp_path: Path) -> 
     lines = ["एक", "दू"]
     digests = {micro_digest(TINY, lines), micro_digest(TINY, ["एक", "तीन"])}
     digests.add(micro_digest(TINY, ["दू", "एक"]))
-    changes: dict[str, Any] = {
-        name: value * 2 if value else 1 for name, value in TINY.model_dump().items()
-    }
+    settings = TINY.model_dump(exclude={"tokenizer"})
+    changes: dict[str, Any] = {name: value * 2 if value else 1 for name, value in settings.items()}
     changes |= {"optimizer": "adamw", "tokenizer": str(tmp_path)}
     (tmp_path / "tokenizer.json").write_text("{}")
     for name, value in changes.items():
@@ -323,6 +260,30 @@ def test_digest_changes_with_every_setting_and_with_the_text(tmp_path: Path) -> 
     assert micro_digest(moved, lines) in digests  # where it lies is nothing of what it is
     with pytest.raises(ModelError, match=r"cannot read a tokenizer\.json"):
         micro_digest(TINY.model_copy(update={"tokenizer": str(tmp_path / "none")}), lines)
+
+
+def test_digest_changes_with_what_sites_sent_whoever_sent_it() -> None:
+    lines, one, two = ["एक", "दू"], {" राम": 11}, {" काम": 16}
+    digests = {micro_digest(TINY, lines, counts) for counts in ([], [one], [two], [one, two])}
+    digests.add(micro_digest(TINY, lines, [{" राम": 16}]))
+    assert len(digests) == 5
+    assert micro_digest(TINY, lines, [one, two]) == micro_digest(TINY, lines, [two, one])
+
+
+def test_words_of_the_sites_are_in_the_tokenizer_of_the_base(
+    empty_home: Path, made_up_lines: Lines
+) -> None:
+    import transformers
+
+    counts = [{" गइल": 64, " बानी": 45}, {"रहल": 32}]
+    folder = build_micro(
+        TINY.model_copy(update={"vocabulary_size": 340}),
+        made_up_lines("hin", 30),
+        counts=counts,
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for piece in (" गइल", " बानी"):
+        assert len(tokenizer(piece, add_special_tokens=False)["input_ids"]) <= 2
 
 
 def test_interrupted_build_leaves_nothing_behind_and_can_be_repeated(

@@ -14,7 +14,7 @@ from boli.engine.wire import Joining, joining_facts
 from boli.errors import SiteError
 from boli.plan import Plan
 from boli.rounds.transport import Joined
-from boli.site.work import copies_of
+from boli.site.copies import copies_of
 
 PIN = {
     "pool": "a" * 32,
