@@ -128,6 +128,7 @@ GEMMA = {"hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18}
         # benchmarks/real_bases.py, weights in half precision on the disk.
         (transformers.LlamaConfig, SMOLLM2, 1.41e9),
         (transformers.Gemma3TextConfig, GEMMA | {"vocab_size": 11_240}, 1.30e9),
+        (transformers.Gemma3TextConfig, GEMMA | {"vocab_size": 262_144}, 2.27e9),
     ],
 )
 def test_memory_of_real_bases_is_within_a_fifth_of_what_was_measured(
