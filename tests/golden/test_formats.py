@@ -94,6 +94,7 @@ CHECKPOINTS = [
     "checkpoint-v1.safetensors",
     "checkpoint-v1-support.safetensors",
     "checkpoint-v1-guarded.safetensors",
+    "checkpoint-v1-average.safetensors",
 ]
 
 ANCHOR = "ab" * 32
@@ -230,6 +231,7 @@ def server_state(name: str = CHECKPOINTS[-1]) -> ServerState:
         journal_seq=7,
         journal_hash=ANCHOR if written >= 2 else "",
         selection=SELECTION if written >= 2 else Selection(),
+        average=VECTOR * 7 if written >= 3 else None,
     )
     return with_frames(state) if written >= 2 else state
 

@@ -143,7 +143,7 @@ def test_memory_of_real_bases_is_within_a_fifth_of_what_was_measured(
     parameters = sum(p.numel() for p in model.parameters())
     layout = adapter_layout(model, plan.model.adapter)
     loaded, step = _memory(plan, model, parameters)
-    site = _site(plan, plan.site[0], layout, {}, loaded, step)
+    site = _site(plan, plan.site[0], layout, {}, loaded, step, None)
     assert site.memory_bytes == pytest.approx(measured, rel=0.2)
 
 
