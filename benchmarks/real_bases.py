@@ -178,8 +178,8 @@ def prepared(arguments: argparse.Namespace) -> Path:
     if not arguments.cut:
         return origin
     tokenizer = transformers.AutoTokenizer.from_pretrained(origin)
-    counts = piece_counts(tokenizer, read_lines(arguments.data), arguments.least_lines)
-    return build_cut(origin, counts)
+    counts = piece_counts(tokenizer, read_lines(arguments.data))
+    return build_cut(origin, {p: n for p, n in counts.items() if n >= arguments.least_lines})
 
 
 if __name__ == "__main__":

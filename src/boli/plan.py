@@ -108,13 +108,12 @@ class MicroPlan(Section):
 class VocabularyPlan(Section):
     """Which pieces of the base's vocabulary are kept."""
 
-    cut: Literal["none", "sites"] = "none"  # sites: those that the sites' text and the base's has
-    least_lines: int = Field(3, ge=1)  # of one site, that a piece must occur in
+    cut: Literal["none", "sites"] = "none"  # sites: those in the sites' words and the base's text
     most_longer: float = Field(0.05, ge=0)  # share of tokens that a site's text may take more
 
 
 class PiecesPlan(Section):
-    """What a piece of a word needs to leave a site, where sites make the tokenizer together."""
+    """What a piece of a word needs to leave a site, where sites make or cut a tokenizer."""
 
     least_lines: int = Field(10, ge=1)  # that hold it
     least_documents: int = Field(3, ge=1)
@@ -376,7 +375,9 @@ class Plan(Section):
     def asks_pieces(self) -> bool:
         """Tell whether the sites are asked for counts of pieces before the base is made."""
         micro = self.model.base.micro
-        if micro is None or micro.tokenizer not in ("auto", "sites"):
+        if micro is None:
+            return self.model.base.vocabulary.cut == "sites"
+        if micro.tokenizer not in ("auto", "sites"):
             return False
         return micro.tokenizer == "sites" or self.model.adapter.kind == "full"
 

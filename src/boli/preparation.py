@@ -5,6 +5,7 @@ What was prepared is kept in run.json, so that every resume goes on with the sam
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 
 from boli.corpus.sources import Split, judged_lines, read_split
 from boli.durable import write_file
-from boli.errors import RunError
+from boli.errors import CorpusError, RunError
 from boli.journal import Evaluated, Event, Journal, PiecesMissed, PiecesTaken, RunStarted
 from boli.model.layout import Layout
 from boli.plan import Plan, available_cores
@@ -95,18 +96,18 @@ def prepare_base(
     plan: Plan,
     observe: Observer = ignore,
     counts: Sequence[Mapping[str, int]] = (),  # of pieces of words, by site
-    pieces: Mapping[str, int] | None = None,  # to lines; by default counted in text that is here
 ) -> str:
     """Return the folder or hub id of the plan's base: built, converted or cut if it has to be.
 
-    Without counts the tokenizer of a micro-LLM is made from its own text alone.
+    Without counts the tokenizer of a micro-LLM is made from its own text alone, and a vocabulary
+    is cut by what is counted in text that is here.
 
     Raises:
         ModelError: the base cannot be converted or cut, or the cut does not fit a site's text.
     """
     base = plan.model.base
     if base.path is not None:
-        return _prepare_real(plan, base.path, observe, pieces)
+        return _prepare_real(plan, base.path, observe, counts)
     from boli.model.base import build_micro
 
     assert base.micro is not None
@@ -119,7 +120,7 @@ def prepare_base(
 
 
 def _prepare_real(
-    plan: Plan, origin: str, observe: Observer, pieces: Mapping[str, int] | None
+    plan: Plan, origin: str, observe: Observer, counts: Sequence[Mapping[str, int]]
 ) -> str:
     from boli.pretrained import find_gguf, folder_of
 
@@ -131,26 +132,41 @@ def _prepare_real(
         origin = str(build_from_gguf(file).resolve())
     if plan.model.base.vocabulary.cut == "none":
         return origin
+    from boli.model.tokenizer import tokens_of
     from boli.model.vocabulary import build_cut, merged_counts, piece_counts
     from boli.pretrained import load_tokenizer
 
     folder = folder_of(origin)
     whole = load_tokenizer(str(folder))
-    texts = check_text(plan, sites=pieces is None)
-    if pieces is None:
-        observe(Stage("counting the pieces of the sites' text"))
-        least = plan.model.base.vocabulary.least_lines
-        pieces = merged_counts(
-            piece_counts(whole, [line for split in splits.values() for line in split.train], least)
-            for site, splits in texts.items()
-            if site
-        )
+    if not counts:
+        observe(Stage("counting the pieces of the sites' words"))
+        counts = _counts_here(plan)
     # The base's own text is nobody's secret.
-    own = [line for split in texts.get("", {}).values() for line in split.train]
+    own = [
+        line for split in check_text(plan, sites=False).get("", {}).values() for line in split.train
+    ]
     observe(Stage("cutting the vocabulary of the base"))
-    cut = build_cut(folder, merged_counts([pieces, piece_counts(whole, own, 1)]))
-    check_cut(plan, whole, load_tokenizer(str(cut)), texts)
+    kept = merged_counts([tokens_of(whole, counts), piece_counts(whole, own)])
+    cut = build_cut(folder, kept)
+    with contextlib.suppress(CorpusError):  # the sites' text is elsewhere
+        check_cut(plan, whole, load_tokenizer(str(cut)), check_text(plan))
     return str(cut.resolve())
+
+
+def _counts_here(plan: Plan) -> list[Mapping[str, int]]:
+    """Return what sites whose text is here would send of their words.
+
+    Raises:
+        CorpusError: a text is missing, empty or too short.
+    """
+    from boli.corpus.pieces import Floors, count_pieces
+    from boli.corpus.sources import read_documents
+
+    asked = plan.model.base.pieces
+    floors = Floors(asked.least_lines, asked.least_documents, asked.most_pieces)
+    return [
+        count_pieces(read_documents(plan, site.text, site.language), floors) for site in plan.site
+    ]
 
 
 def check_cut(

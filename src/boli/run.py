@@ -258,7 +258,6 @@ def train(
         )
     elif plan is not None:
         check_text(plan, sites=engine is None)
-        _check_counts(plan, engine)
         check_origin(plan.model.base.path or "")
         run = Run(_new_folder(Path(runs), plan.name))
     else:
@@ -280,7 +279,6 @@ def carry_out(folder: Path, plan: Plan, engine: Engine, observe: Observer = igno
     run = Run(folder)
     if run.finished:
         return run
-    _check_counts(plan, engine)
     with locked(folder, "run"):
         if not (folder / "plan.json").exists():
             write_file(folder / "plan.json", plan.model_dump_json(indent=2).encode())
@@ -290,20 +288,6 @@ def carry_out(folder: Path, plan: Plan, engine: Engine, observe: Observer = igno
                 "write a new app: each is one run",
             )
         return _carry_out(run, observe, lambda: False, engine)
-
-
-def _check_counts(plan: Plan, engine: Engine | None) -> None:
-    """Refuse a cut by counts of text that is elsewhere.
-
-    Raises:
-        RunError: the plan asks for it.
-    """
-    if engine is not None and plan.model.base.vocabulary.cut == "sites":
-        raise RunError(
-            'model.base.vocabulary.cut = "sites" counts pieces of text that is on this machine, '
-            "and these sites' is elsewhere",
-            'set it to "none", or give as model.base.path a base that was cut before',
-        )
 
 
 def _new_folder(runs: Path, name: str) -> Path:

@@ -48,5 +48,24 @@ def test_words_of_the_sites_are_in_the_tokenizer_also_after_a_stop(
     assert "the plan asks for them" in shown.stderr
 
 
+def test_vocabulary_of_a_real_base_is_cut_to_what_the_sites_sent(
+    tiny_plan_file: Callable[..., Path], family_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = {
+        "path": str(family_folder("llama")),
+        "micro": None,
+        "text": [],
+        "vocabulary": {"cut": "sites"},
+    }
+    plan = tiny_plan_file(tmp_path, model={"base": base}, rounds={"total": 1})
+    run = boli.train(boli.load_plan(plan), runs=tmp_path / "runs")
+    assert run.finished
+    events = [e.event for e in read_journal(run.folder / "journal.jsonl")]
+    assert [e.site for e in events if isinstance(e, PiecesTaken)] == ["arrah", "gaya"]
+    origin = Path(json.loads((run.folder / "run.json").read_text())["base"])
+    about = json.loads((origin / "boli.json").read_text())
+    assert about["vocabulary"]["pieces"] < about["vocabulary"]["of"] == 320
+
+
 def pieces_of(run: Run, site: str) -> dict[str, int]:
     return read_pieces((run.folder / "pieces" / site).read_bytes(), 20_000, site)

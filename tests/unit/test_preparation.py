@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,18 +8,20 @@ from typing import Any
 import pytest
 import transformers
 
-from boli.errors import ModelError, RunError
+from boli.errors import ModelError
 from boli.plan import Plan
 from boli.preparation import Stage, prepare_base
-from boli.run import check, train
+from boli.run import check
 
 PlanOf = Callable[..., Plan]
 
 
-def base_of(folder: Path, **values: Any) -> dict[str, Any]:
-    vocabulary = {"cut": "sites", "least_lines": 2} | values
+def base_of(folder: Path, least_lines: int = 2, **values: Any) -> dict[str, Any]:
+    vocabulary = {"cut": "sites"} | values
+    pieces = {"least_lines": least_lines, "least_documents": 1}
     # Without text of the base's language, all of whose pieces would be kept.
-    return {"base": {"path": str(folder), "micro": None, "text": [], "vocabulary": vocabulary}}
+    base = {"path": str(folder), "micro": None, "text": []}
+    return {"base": base | {"vocabulary": vocabulary, "pieces": pieces}}
 
 
 def test_base_is_cut_to_what_the_sites_write(
@@ -32,7 +33,7 @@ def test_base_is_cut_to_what_the_sites_write(
     cut = Path(prepare_base(plan, stages.append))
     assert prepare_base(plan) == str(cut)
     assert [stage.name for stage in stages if isinstance(stage, Stage)] == [
-        "counting the pieces of the sites' text",
+        "counting the pieces of the sites' words",
         "cutting the vocabulary of the base",
     ]
     said = json.loads((cut / "boli.json").read_text())["vocabulary"]
@@ -52,7 +53,7 @@ def test_counts_that_somebody_else_made_decide_instead_of_the_text(
     plan = tiny_plan(tmp_path, model=base_of(family_folder("llama")))
     (tmp_path / "bho.txt").unlink()  # at its site, and not here
     (tmp_path / "mag.txt").unlink()
-    assert (Path(prepare_base(plan, pieces={"à": 9})) / "config.json").is_file()
+    assert (Path(prepare_base(plan, counts=[{" राम": 16}])) / "config.json").is_file()
 
 
 def test_cut_that_does_not_fit_a_sites_text_is_refused(
@@ -74,11 +75,3 @@ def test_check_looks_at_the_base_as_sites_will_load_it(
     assert cut.num_entries == whole.num_entries
     assert [note for note in cut.notes if "of 320 pieces" in note]
     assert not [note for note in whole.notes if "pieces" in note]
-
-
-def test_pieces_of_text_that_is_elsewhere_cannot_be_counted(
-    tiny_plan: PlanOf, family_folder: Callable[[str], Path], tmp_path: Path
-) -> None:
-    plan = tiny_plan(tmp_path, model=base_of(family_folder("llama")))
-    with pytest.raises(RunError, match="elsewhere"):
-        train(plan, runs=tmp_path, engine=lambda _run, _prepared: contextlib.nullcontext())  # type: ignore[arg-type, return-value]

@@ -40,22 +40,18 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_
 
 
 def piece_counts(
-    tokenizer: Any, lines: Iterable[str], least_lines: int
+    tokenizer: Any,
+    lines: Iterable[str],  # that are nobody's secret: every piece of them is named
 ) -> dict[str, int]:  # piece to lines that it occurs in
-    """Count the pieces of a site's text; those in fewer different lines stay unsaid.
-
-    A piece that only a line or two hold may be a name; one of many lines is a part of the
-    language. Lines that are equal count once.
-    """
+    """Count the pieces of a text; lines that are equal count once."""
     counts: Counter[int] = Counter()
     different = list(dict.fromkeys(lines))
     for start in range(0, len(different), LINES_AT_ONCE):
         rows = tokenizer(different[start : start + LINES_AT_ONCE], add_special_tokens=False)
         for row in rows["input_ids"]:
             counts.update(set(row))
-    said = [(token, number) for token, number in counts.items() if number >= least_lines]
-    names = tokenizer.convert_ids_to_tokens([token for token, _ in said])
-    return {name: number for name, (_, number) in zip(names, said, strict=True)}
+    names = tokenizer.convert_ids_to_tokens(list(counts))
+    return dict(zip(names, counts.values(), strict=True))
 
 
 def merged_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -96,7 +96,7 @@ def test_text_of_kept_pieces_has_the_same_tokens(
     trained: tuple[Any, list[str]], made_up_lines: Lines
 ) -> None:
     tokenizer, lines = trained
-    cut, what = cut_tokenizer(tokenizer, piece_counts(tokenizer, lines, 1))
+    cut, what = cut_tokenizer(tokenizer, piece_counts(tokenizer, lines))
     assert len(cut) == len(what.kept) < len(tokenizer)
     kept, same = set(what.kept), 0
     # Also of lines that were not counted, where all their pieces happen to be kept.
@@ -112,7 +112,7 @@ def test_other_text_comes_back_from_smaller_pieces(
     trained: tuple[Any, list[str]], made_up_lines: Lines
 ) -> None:
     tokenizer, lines = trained
-    cut, _ = cut_tokenizer(tokenizer, piece_counts(tokenizer, lines[:5], 1))
+    cut, _ = cut_tokenizer(tokenizer, piece_counts(tokenizer, lines[:5]))
     longer = 0
     for line in [*made_up_lines("mai", 30), *OTHER]:
         before, after = tokens_of(tokenizer, line), tokens_of(cut, line)
@@ -123,7 +123,7 @@ def test_other_text_comes_back_from_smaller_pieces(
 
 def test_every_kept_piece_can_be_reached(trained: tuple[Any, list[str]]) -> None:
     tokenizer, lines = trained
-    cut, what = cut_tokenizer(tokenizer, piece_counts(tokenizer, lines, 4))
+    cut, what = cut_tokenizer(tokenizer, of_several_lines(tokenizer, lines, 4))
     for old in what.kept:
         piece = tokenizer.convert_ids_to_tokens(old)
         model = cut.backend_tokenizer.model
@@ -137,7 +137,7 @@ def test_texts_begin_and_end_as_before_and_placeholders_go(
     trained: tuple[Any, list[str]], tmp_path: Path
 ) -> None:
     tokenizer, lines = trained
-    cut, what = cut_tokenizer(tokenizer, piece_counts(tokenizer, lines, 2))
+    cut, what = cut_tokenizer(tokenizer, of_several_lines(tokenizer, lines, 2))
     cut.save_pretrained(tmp_path)
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
     before, after = framing_of(tokenizer), framing_of(loaded)
@@ -146,18 +146,14 @@ def test_texts_begin_and_end_as_before_and_placeholders_go(
     assert loaded.get_vocab() == cut.get_vocab()
 
 
-def test_piece_of_too_few_lines_is_not_said() -> None:
-    tokenizer = train_tokenizer(["रमेश 987654 पटना"] * 9 + ["पटना गया"] * 9, 400)
-    lines = ["पटना गया", "पटना नदी", "पटना बा", "रमेश 987654", "रमेश 987654", "रमेश 987654"]
-    assert "रमेश" in spelled(tokenizer, piece_counts(tokenizer, lines, 1))
-    said = spelled(tokenizer, piece_counts(tokenizer, lines, 3))
-    # Three equal lines are one line.
-    assert "पटना" in said
-    assert not any("रमेश" in piece or "9" in piece for piece in said)
+def of_several_lines(tokenizer: Any, lines: list[str], least: int) -> dict[str, int]:
+    return {p: n for p, n in piece_counts(tokenizer, lines).items() if n >= least}
 
 
-def spelled(tokenizer: Any, counts: dict[str, int]) -> list[str]:
-    return [tokenizer.convert_tokens_to_string([piece]).strip() for piece in counts]
+def test_equal_lines_count_once() -> None:
+    tokenizer = train_tokenizer(["पटना गया"] * 9, 300)
+    found = piece_counts(tokenizer, ["पटना गया", "पटना गया", "पटना"])
+    assert max(found.values()) == 2
 
 
 def test_counts_of_sites_add_up() -> None:
@@ -167,8 +163,8 @@ def test_counts_of_sites_add_up() -> None:
 def test_model_says_the_same_of_what_is_kept(family: Path, made_up_lines: Lines) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(family)
     lines = made_up_lines("hin", 12)
-    folder = build_cut(family, piece_counts(tokenizer, lines, 1))
-    assert build_cut(family, piece_counts(tokenizer, lines, 1)) == folder
+    folder = build_cut(family, piece_counts(tokenizer, lines))
+    assert build_cut(family, piece_counts(tokenizer, lines)) == folder
     cut = transformers.AutoTokenizer.from_pretrained(folder)
     small = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     whole = transformers.AutoModelForCausalLM.from_pretrained(family, dtype=torch.float32)
@@ -203,7 +199,7 @@ def test_wordpiece_is_refused() -> None:
 def test_text_that_a_cut_does_not_fit_is_refused(made_up_lines: Lines) -> None:
     mine, theirs = made_up_lines("bho", 60), made_up_lines("mai", 60)
     tokenizer = byte_level(mine + theirs)
-    cut, _ = cut_tokenizer(tokenizer, piece_counts(tokenizer, mine, 1))
+    cut, _ = cut_tokenizer(tokenizer, piece_counts(tokenizer, mine))
     assert check_fit(tokenizer, cut, mine, "site arrah", 0.0) == 0
     with pytest.raises(ModelError, match=r"site gaya takes .* more tokens") as caught:
         check_fit(tokenizer, cut, theirs, "site gaya", 0.05)
