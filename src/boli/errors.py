@@ -61,6 +61,10 @@ PUBLIC_WORDS: Mapping[str, tuple[str, str]] = {
         "the plan names text outside the site's data folder",
         "name text relative to the site's data folder",
     ),
+    "model.vocabulary": (
+        "the vocabulary that the base was cut to does not fit the site's text",
+        "lower the floors of model.base.pieces, or name more text of the base's language",
+    ),
     "site.diverged": ("training diverged at the site", "lower the learning rate"),
     "limits": ("more is asked of the site than its people allow", OWN_LOG),
     "limits.declined": ("the site's people have not accepted the plan", "ask them to"),
@@ -109,7 +113,8 @@ PUBLIC_WORDS: Mapping[str, tuple[str, str]] = {
     ),
     "limits.pieces": (
         "the site sends no counts of pieces of words",
-        'set model.base.micro.tokenizer = "base", or go on without its words',
+        'set model.base.micro.tokenizer = "base" or model.base.vocabulary.cut = "none", or go on '
+        "without its words",
     ),
     **dict.fromkeys(
         ("limits.pieces-least-lines", "limits.pieces-least-documents"),

@@ -95,7 +95,7 @@ def test_run_leaves_every_file_and_improves_every_language(finished: Path) -> No
 def test_adapter_that_is_no_better_than_the_base_is_not_a_success(
     plan_file: Path, tmp_path: Path
 ) -> None:
-    ruined = sets("rounds.total=1 rounds.outer.learning_rate=100 evaluation.every_rounds=1")
+    ruined = sets("rounds.total=1 rounds.outer.learning_rate=10000 evaluation.every_rounds=1")
     done = boli("train", plan_file, *ruined, "--runs", tmp_path)
     assert done.returncode == 3, done.stderr
     assert "Warning: it is no better than the base" in done.stdout

@@ -146,7 +146,7 @@ def _merges(
             number_of[merged] = len(symbols)
             symbols.append(merged)
         merges.append((symbols[left], symbols[right]))
-        pairs.merge((left, right), number_of[merged])
+        pairs.join((left, right), number_of[merged])
         over = spent >= most
         if over.any() and not over.all() and len(contributors) > 1:
             spent[over] = -np.inf  # dropped once
@@ -201,7 +201,7 @@ class _Pairs:
             return pair, brought.sum(axis=0).astype(np.float64)
         return None
 
-    def merge(self, pair: Pair, symbol: int) -> None:
+    def join(self, pair: Pair, symbol: int) -> None:
         """Put a symbol in the place of a pair, in all words."""
         changed: set[Pair] = set()
         for word in self._words.pop(pair):

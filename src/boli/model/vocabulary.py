@@ -93,7 +93,7 @@ def cut_tables(tokenizer: Any, pieces: Collection[str], num_tokens: int) -> Cut:
     kept = wanted | _specials(tokenizer, tables, pieces) | _fallback(tables, numbers, wanted)
     numbers |= {content: one["id"] for content, one in added.items()}
     if model["type"] == "BPE":
-        ranks = {_pair(merge): rank for rank, merge in enumerate(model["merges"])}
+        ranks = {_pair(both): rank for rank, both in enumerate(model["merges"])}
         for piece in wanted - added.keys():
             kept.update(part for part in _parts(piece, ranks) if part in numbers)
     places = {piece: place for place, piece in enumerate(sorted(kept, key=numbers.__getitem__))}
@@ -108,8 +108,8 @@ def _unknown(kind: str) -> ModelError:
     )
 
 
-def _pair(merge: Any) -> tuple[str, str]:
-    left, right = merge.split(" ") if isinstance(merge, str) else merge
+def _pair(both: Any) -> tuple[str, str]:
+    left, right = both.split(" ") if isinstance(both, str) else both
     return left, right
 
 
@@ -344,7 +344,7 @@ def check_fit(whole: Any, cut: Any, lines: Sequence[str], whose: str, most_longe
         raise ModelError(
             f"the text of {whose} takes {longer:.1%} more tokens with the vocabulary cut, and "
             f"model.base.vocabulary.most_longer is {most_longer:.1%}",
-            "lower model.base.vocabulary.least_lines, so that more of its pieces are kept, or set "
+            "lower the floors of model.base.pieces, so that more of its words are kept, or set "
             'cut = "none"',
             code="model.vocabulary",
         )
