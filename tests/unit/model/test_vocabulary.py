@@ -203,5 +203,5 @@ def test_text_that_a_cut_does_not_fit_is_refused(made_up_lines: Lines) -> None:
     assert check_fit(tokenizer, cut, mine, "site arrah", 0.0) == 0
     with pytest.raises(ModelError, match=r"site gaya takes .* more tokens") as caught:
         check_fit(tokenizer, cut, theirs, "site gaya", 0.05)
-    assert "least_lines" in caught.value.hint
+    assert "model.base.pieces" in caught.value.hint
     assert np.isfinite(check_fit(tokenizer, cut, theirs, "site gaya", 99.0))
