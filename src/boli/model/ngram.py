@@ -258,6 +258,15 @@ class NGram:
         """
         return cls._of(path, *_load(path))
 
+    def _save_beside(self, path: Path, name: str, array: NDArray[Any]) -> None:
+        """Write the counts with what makes a model of them."""
+        _save(path, {**self._arrays(), name: array}, self._facts())
+
+    @classmethod
+    def _load_beside(cls, path: Path, name: str) -> tuple[Self, NDArray[Any] | None]:
+        arrays, facts = _load(path)
+        return cls._of(path, arrays, facts), arrays.get(name)
+
     @classmethod
     def _of(cls, path: Path, arrays: dict[str, NDArray[Any]], facts: dict[str, Any]) -> Self:
         order, num_symbols = facts.get("order"), facts.get("num_symbols")
@@ -423,8 +432,7 @@ class CharacterNGram:
             ModelError: there are more than are ever read again.
             StorageError: the disk is full or refuses.
         """
-        arrays = {**self.ngrams._arrays(), "alphabet": self.alphabet}
-        _save(path, arrays, self.ngrams._facts())
+        self.ngrams._save_beside(path, "alphabet", self.alphabet)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -433,8 +441,7 @@ class CharacterNGram:
         Raises:
             CorruptFileError: it is missing, torn, altered, too large or of another format.
         """
-        arrays, facts = _load(path)
-        ngrams, alphabet = NGram._of(path, arrays, facts), arrays.get("alphabet")
+        ngrams, alphabet = NGram._load_beside(path, "alphabet")
         sound = (
             alphabet is not None
             and alphabet.dtype == np.int64
@@ -546,8 +553,7 @@ class Expert:
             ModelError: there are more than are ever read again.
             StorageError: the disk is full or refuses.
         """
-        arrays = {**self.ngrams._arrays(), "weights": self.weights}
-        _save(path, arrays, self.ngrams._facts())
+        self.ngrams._save_beside(path, "weights", self.weights)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -556,8 +562,7 @@ class Expert:
         Raises:
             CorruptFileError: it is missing, torn, altered, too large or of another format.
         """
-        arrays, facts = _load(path)
-        ngrams, weights = NGram._of(path, arrays, facts), arrays.get("weights")
+        ngrams, weights = NGram._load_beside(path, "weights")
         sound = (
             weights is not None
             and weights.dtype == np.float64
