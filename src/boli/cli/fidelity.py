@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from boli.cli.language import ModelOut, ModelPath, NamedFiles, named_lines
+
 EXAMPLE = (
     "Example: boli fidelity train bho=news.txt bho=tales.txt hin=hin.txt --out bho.safetensors"
 )
@@ -18,7 +20,6 @@ fidelity = typer.Typer(
     epilog=EXAMPLE,
 )
 
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="What train wrote.")]
 Language = Annotated[str, typer.Option(metavar="CODE", help="What the text should be in.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 
@@ -28,13 +29,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")
     short_help="Learn the markers of languages from their lines.",
 )
 def train(
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FILES…", help="CODE=FILE, one sentence a line; or a tsv of text and label."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(metavar="MODEL", help="The file to write.")],
+    files: NamedFiles,
+    out: ModelOut,
 ) -> None:
     """Learn which words and endings keep each language apart from every other one.
 
@@ -42,7 +38,6 @@ def train(
     its language. Of a single file the halves stand for two. Give every language that a text could
     drift into: one that is missing is taken for the nearest of the others.
     """
-    from boli.cli.language import named_lines
     from boli.evaluation.fidelity import learn
     from boli.evaluation.fidelity_file import save_fidelity
 

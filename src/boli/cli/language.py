@@ -23,6 +23,13 @@ language = typer.Typer(
 )
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="What train wrote.")]
+ModelOut = Annotated[Path, typer.Option(metavar="MODEL", help="The file to write.")]
+NamedFiles = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FILES…", help="CODE=FILE, one sentence a line; or a tsv of text and label."
+    ),
+]
 Adapt = Annotated[
     bool,
     typer.Option("--adapt", help="First learn from these lines, taken together, without labels."),
@@ -34,13 +41,8 @@ Adapt = Annotated[
     short_help="Train an identifier on labeled lines.",
 )
 def train(
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FILES…", help="CODE=FILE, one sentence a line; or a tsv of text and label."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(metavar="MODEL", help="The file to write.")],
+    files: NamedFiles,
+    out: ModelOut,
 ) -> None:
     """Train a dialect identifier on some hundreds of lines of each language, in seconds.
 
