@@ -5,7 +5,6 @@ What was prepared is kept in run.json, so that every resume goes on with the sam
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -92,6 +91,18 @@ def pieces_folder(run: Path) -> Path:
     return run / "pieces"
 
 
+def gathered_pieces(run: Path, plan: Plan) -> Gathered | None:
+    """Return what the sites of a run sent of their pieces; None while some are to be asked.
+
+    Raises:
+        CorpusError: a file was altered since.
+        RunError: a file is missing.
+    """
+    if not plan.asks_pieces:
+        return Gathered()
+    return read_gathered(pieces_folder(run), plan.model.base.pieces.most_pieces)
+
+
 def prepare_base(
     plan: Plan,
     observe: Observer = ignore,
@@ -141,16 +152,26 @@ def _prepare_real(
     if not counts:
         observe(Stage("counting the pieces of the sites' words"))
         counts = _counts_here(plan)
+    texts = _texts_here(plan)
     # The base's own text is nobody's secret.
-    own = [
-        line for split in check_text(plan, sites=False).get("", {}).values() for line in split.train
-    ]
+    own = [line for split in texts.get("", {}).values() for line in split.train]
     observe(Stage("cutting the vocabulary of the base"))
     kept = merged_counts([tokens_of(whole, counts), piece_counts(whole, own)])
     cut = build_cut(folder, kept)
-    with contextlib.suppress(CorpusError):  # the sites' text is elsewhere
-        check_cut(plan, whole, load_tokenizer(str(cut)), check_text(plan))
+    check_cut(plan, whole, load_tokenizer(str(cut)), texts)
     return str(cut.resolve())
+
+
+def _texts_here(plan: Plan) -> dict[str, dict[str, Split]]:
+    """Return the text of all sites and the base, or the base's alone: the sites' may be elsewhere.
+
+    Raises:
+        CorpusError: the base's text is missing, empty or too short.
+    """
+    try:
+        return check_text(plan)
+    except CorpusError:
+        return check_text(plan, sites=False)
 
 
 def _counts_here(plan: Plan) -> list[Mapping[str, int]]:
@@ -159,11 +180,11 @@ def _counts_here(plan: Plan) -> list[Mapping[str, int]]:
     Raises:
         CorpusError: a text is missing, empty or too short.
     """
-    from boli.corpus.pieces import Floors, count_pieces
+    from boli.corpus.pieces import count_pieces
     from boli.corpus.sources import read_documents
+    from boli.site.pieces import floors_of
 
-    asked = plan.model.base.pieces
-    floors = Floors(asked.least_lines, asked.least_documents, asked.most_pieces)
+    floors = floors_of(plan.model.base.pieces)
     return [
         count_pieces(read_documents(plan, site.text, site.language), floors) for site in plan.site
     ]
@@ -223,10 +244,7 @@ def prepare(
     run, path = folder.name, folder / "run.json"
     if path.exists():
         return Prepared(**read_json(path)), None
-    gathered = Gathered()
-    if plan.asks_pieces:
-        most_pieces = plan.model.base.pieces.most_pieces
-        gathered = read_gathered(pieces_folder(folder), most_pieces) or gathered
+    gathered = gathered_pieces(folder, plan) or Gathered()
     origin = prepare_base(plan, observe, list(gathered.counts.values()))
     base = open_base(plan, origin, observe)
     check_length(base, plan.model.local_steps)

@@ -7,7 +7,7 @@ A run's folder:
     journal.jsonl   every fact, hash-chained
     journal.head    how far the journal was sealed, signed by this machine's key
     checkpoints/    the coordinator's last two states
-    pieces/         what sites sent of their words, where they make the tokenizer
+    pieces/         what sites sent of their words, where they make or cut the tokenizer
     versions/       the last compressed steps, for sites that missed some
     sites/NAME/     each site's own state and log; on another machine, it stays there
     adapter/        the result, in PEFT's format (a whole model for adapter kind "full");
@@ -51,6 +51,7 @@ from boli.preparation import (
     check_text,
     cut_notes,
     first_state,
+    gathered_pieces,
     ignore,
     judge_base,
     note_base,
@@ -357,11 +358,7 @@ def _to_the_end(
         checkpoints.save(found[0])  # signed, before there is a head that asks for it
     if begun:
         run.seal(journal, found)
-    if (
-        plan.asks_pieces
-        and not begun
-        and not _gather_pieces(run, plan, observe, should_stop, engine)
-    ):
+    if not begun and not _gather_pieces(run, plan, observe, should_stop, engine):
         return
     prepared, first = prepare(run.folder, plan, journal, observe, boli.__version__)
     corrupt: list[Path] = []
@@ -402,11 +399,10 @@ def _gather_pieces(
 ) -> bool:
     """Ask the sites for their pieces, if that is still to be done; False if told to stop."""
     from boli.plan import available_cores
-    from boli.rounds.pieces import Gathering, read_gathered
+    from boli.rounds.pieces import Gathering
     from boli.site.pieces import LAYOUT
 
-    folder, most_pieces = pieces_folder(run.folder), plan.model.base.pieces.most_pieces
-    if not plan.asks_pieces or read_gathered(folder, most_pieces) is not None:
+    if gathered_pieces(run.folder, plan) is not None:
         return True
     sites, described = [site.name for site in plan.site], LAYOUT.describe()
     asked = Prepared(
@@ -421,11 +417,11 @@ def _gather_pieces(
     with engine(run, asked) as transport:
         return Gathering(
             transport,
-            folder,
+            pieces_folder(run.folder),
             asked.run,
             LAYOUT.digest,
             sites,
-            most_pieces,
+            plan.model.base.pieces.most_pieces,
             plan.rounds.patience_seconds,
             observe,
             should_stop,

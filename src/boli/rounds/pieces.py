@@ -127,7 +127,8 @@ class Gathering:
             reasons = "; ".join(f"{site}: {why}" for site, why in sorted(self._without.items()))
             raise SiteError(
                 f"no site sent pieces of its words: {reasons}",
-                'mend that, or set model.base.micro.tokenizer = "base" in a new plan',
+                'mend that, or set model.base.micro.tokenizer = "base" or '
+                'model.base.vocabulary.cut = "none" in a new plan',
             )
         late = set(self.sites) - self._have - self._without.keys()
         without = {**self._without, **dict.fromkeys(late, "it did not answer in time")}

@@ -173,7 +173,7 @@ def pieces_in_words(
     told = {
         "asks": f"run {run} of plan {plan.name}, over {num_sites} "
         + ("site" if num_sites == 1 else "sites")
-        + ", for words to make a tokenizer from; nothing is trained yet",
+        + ", for words to make or cut a tokenizer by; nothing is trained yet",
         "reads": texts,
         "sends": f"once, counts of {count(len(pieces))} words and parts of words, each in at least "
         f"{count(floors.least_lines)} lines of {count(floors.least_documents)} documents; "

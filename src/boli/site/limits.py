@@ -84,9 +84,9 @@ TEMPLATE = """\
 # accept.
 # bases = []
 
-# Before a run, a coordinator may ask for counts of pieces of words, to make a tokenizer from those
-# of all sites: never a line, and only what many lines of several documents hold. false: none
-# leave. Of the two numbers here and those of the plan the larger ones hold.
+# Before a run, a coordinator may ask for counts of pieces of words, to make a tokenizer of those
+# of all sites, or to cut one to them: never a line, and only what many lines of several documents
+# hold. false: none leave. Of the two numbers here and those of the plan the larger ones hold.
 # pieces = true
 # pieces_least_lines = 10
 # pieces_least_documents = 3
@@ -153,7 +153,8 @@ class Limits(BaseModel):
             raise _beyond(
                 "the coordinator asks for counts of pieces of words",
                 "pieces = false",
-                'set model.base.micro.tokenizer = "base" in the plan',
+                'set model.base.micro.tokenizer = "base", or model.base.vocabulary.cut = "none", '
+                "in the plan",
             )
 
     def check_plan(self, plan: Plan) -> None:
