@@ -133,8 +133,10 @@ def prepare_base(
 def _prepare_real(
     plan: Plan, origin: str, observe: Observer, counts: Sequence[Mapping[str, int]]
 ) -> str:
+    from boli.model.base import check_origin
     from boli.pretrained import find_gguf, folder_of
 
+    check_origin(origin)
     file = find_gguf(origin)
     if file is not None:
         from boli.model.gguf import build_from_gguf

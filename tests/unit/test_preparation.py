@@ -64,6 +64,15 @@ def test_cut_that_does_not_fit_a_sites_text_is_refused(
         prepare_base(tiny_plan(tmp_path, model=model))
 
 
+@pytest.mark.parametrize("cut", ["none", "sites"])
+def test_base_that_is_not_there_is_refused_by_check_too(
+    tiny_plan: PlanOf, tmp_path: Path, cut: str
+) -> None:
+    plan = tiny_plan(tmp_path, model=base_of(tmp_path / "none.gguf", cut=cut))
+    with pytest.raises(ModelError, match="there is no base model at"):
+        check(plan)
+
+
 def test_check_looks_at_the_base_as_sites_will_load_it(
     tiny_plan: PlanOf, family_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
