@@ -154,6 +154,9 @@ class AdapterPlan(Section):
     alpha: float = Field(32.0, gt=0)
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"  # or ends of module names
     seed: int = 0
+    # full: a site trains the rows of its own text's tokens alone, and a row is averaged over
+    # the sites that do.
+    own_tokens: bool = True
 
 
 class LocalStepsPlan(Section):

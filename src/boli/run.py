@@ -479,12 +479,14 @@ def _rounds(
     from boli.rounds.outer import Averaging, outer_optimizer
     from boli.rounds.schedule import Schedule
     from boli.rounds.suspicion import Suspicion, early_versions
+    from boli.rounds.token_rows import TokenRows
 
     layout = Layout.from_description(prepared.layout)
     steps, rounds, codec = plan.model.local_steps, plan.rounds, codec_for(plan.codec)
     frames = len(plan.site) * (1 if rounds.mode == "synchronous" else 2)  # at most, at one time
     frames_bytes = frames * codec.expected_bytes(layout.size, 0)
     tokens_a_step = steps.batch_sequences * steps.sequence_length
+    tables = layout.token_tables if plan.model.adapter.own_tokens else ()
     strategy = BufferedStrategy(
         buffer_size=plan.buffer_size,
         max_staleness=plan.max_staleness,
@@ -506,6 +508,7 @@ def _rounds(
         suspicion=Suspicion(rounds.suspend, early_versions(len(plan.site), plan.buffer_size)),
         most_share=rounds.most_share,
         averaging=Averaging(rounds.average, rounds.total),
+        token_rows=TokenRows(tuple((s.offset, s.shape[0], s.shape[1]) for s in tables)),
     )
     schedule = Schedule(
         total=rounds.total,

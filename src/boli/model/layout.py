@@ -21,6 +21,8 @@ from boli.errors import LayoutError
 
 Vector = NDArray[np.float32]
 Nesting = Literal["whole", "rows", "shells"]
+# Parameters that have a row for each token, in the families that we know.
+TOKEN_TABLES = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight", "lm_head.weight")
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,11 @@ class Layout:
     def digest(self) -> str:
         """32 hexadecimal digits that differ where any segment differs."""
         return hashlib.sha256(json.dumps(self.describe()).encode()).hexdigest()[:32]
+
+    @property
+    def token_tables(self) -> tuple[Segment, ...]:
+        """Segments with a row for each token: an embedding, and an output head of its own."""
+        return tuple(s for s in self.segments if s.name.endswith(TOKEN_TABLES))
 
     def describe(self) -> list[list[Any]]:
         """Return the segments as plain lists, for JSON."""

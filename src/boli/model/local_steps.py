@@ -309,10 +309,12 @@ class LocalSteps:
         text: PackedText,
         plan: LocalStepsPlan,
         gradient: Gradient | None = None,  # by default this process's own
+        own_tokens: bool = False,  # of embeddings, only the rows of the text's tokens are trained
     ) -> None:
         self.model, self.adapter, self.text, self.plan = model, adapter, text, plan
         self.device = adapter.flat.device
         self._gradient = gradient or OwnGradient(model, adapter, plan, text.ignored)
+        self._kept = list(_rows_of_others(adapter, text)) if own_tokens else []
         half = computes_in_half(plan, self.device)
         self._optimizer = InnerOptimizer(
             adapter,
@@ -367,6 +369,8 @@ class LocalSteps:
         batch = self.text.take(self.plan.batch_sequences)
         number = self.text.predicted(batch)
         total = self._gradient.of(batch, number, draw)
+        for table, rows in self._kept:
+            table[rows] = 0
         norm = torch.linalg.vector_norm(self.adapter.gradient)
         self.adapter.gradient.mul_((self.plan.clip_norm / (norm + 1e-6)).clamp(max=1.0))
         self._optimizer.step(rate)
@@ -384,6 +388,16 @@ class LocalSteps:
         """Go back to a state that `arrays` and `facts` gave."""
         self._optimizer.restore(arrays, int(facts["steps"]))
         self.text.position = int(facts["sequences"])
+
+
+def _rows_of_others(adapter: Adapter, text: PackedText) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a view of the gradient of each table of tokens, and its rows that the text has not."""
+    own = np.unique(np.concatenate(text.lines)).astype(np.int64)
+    for segment in adapter.layout.token_tables:
+        span = slice(segment.offset, segment.offset + segment.size)
+        others = np.setdiff1d(np.arange(segment.shape[0]), own, assume_unique=True)
+        rows = torch.from_numpy(others).to(adapter.flat.device)
+        yield adapter.gradient[span].view(segment.shape), rows
 
 
 def _seed_of(words: str) -> int:

@@ -37,6 +37,7 @@ from boli.rounds.robust import Rule, Share, robust_mean
 from boli.rounds.shares import Shares, noted
 from boli.rounds.sums import LARGEST, WEIGHT_GRID, add_to, mean_of
 from boli.rounds.suspicion import Suspicion, heading, new_seed, seen
+from boli.rounds.token_rows import TokenRows
 from boli.rounds.transport import Delivery
 from boli.rounds.update import (
     Folded,
@@ -92,6 +93,7 @@ class BufferedStrategy:
     suspicion: Suspicion = field(default_factory=Suspicion)
     most_share: float | None = None  # of the updates in any ten versions, that are one site's
     averaging: Averaging = field(default_factory=Averaging)
+    token_rows: TokenRows = field(default_factory=TokenRows)  # not in robust means
 
     @property
     def shares(self) -> Shares:
@@ -248,6 +250,7 @@ class BufferedStrategy:
         state, facts = _take_judgements(state, delivery)
         if header.local_steps:
             state = heading(state, name, entries, self.spans[name])
+            state = self.token_rows.note(state, name, entries)
             (one,) = weigh(state, [entry], [], self.norm_multiple)
             if sums is None:
                 frames = {**state.frames, entry.key: delivery.update.payload}
@@ -393,7 +396,8 @@ class BufferedStrategy:
             entries = self._frame(state, one.entry.site, state.frames[one.entry.key]).entries
             add_to(sums, entries, self.spans[one.entry.site], self._factor(state, one))
             coverage = _covered(state, coverage, one)
-        return mean_of(sums, [(self._spans_of(state, key), n) for key, n in coverage.items()])
+        covered = [(self._spans_of(state, key), n) for key, n in coverage.items()]
+        return mean_of(sums, covered, self.token_rows.absent(state, weighed))
 
     def _vector(self, state: ServerState, entry: Folded) -> Vector:
         return self._frame(state, entry.site, state.frames[entry.key]).vector

@@ -51,6 +51,7 @@ def to_parts(state: ServerState) -> tuple[dict[str, NDArray[Any]], dict[str, Any
         arrays["center"] = state.center
     arrays |= {f"frame.{key}": np.frombuffer(f, np.uint8) for key, f in state.frames.items()}
     arrays |= {f"heading.{name}": sketch for name, sketch in state.headings.items()}
+    arrays |= {f"moved.{name}": bits for name, bits in state.moved_rows.items()}
     facts: dict[str, Any] = {
         "schema": SCHEMA,
         "run": state.run,
@@ -133,6 +134,7 @@ def from_parts(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> 
         center=arrays.get("center"),
         recent=tuple(map(tuple, facts.get("recent", ()))),
         headings=named("heading"),
+        moved_rows=named("moved"),
         sketch_seed=facts.get("sketch_seed", 0),
         tokens=facts["tokens"],
         journal_seq=facts["journal_seq"],

@@ -52,14 +52,18 @@ def _add_all(sums: Sums, vector: Vector, spans: Spans, factor: float) -> None:
             position += end - block
 
 
-def mean_of(sums: Sums, coverage: Sequence[tuple[Spans, int]]) -> Vector:
+def mean_of(
+    sums: Sums,
+    coverage: Sequence[tuple[Spans, int]],
+    absent: Sums | None = None,  # (d,) weight of covering sites that have no part in an entry
+) -> Vector:
     """Divide each coordinate by the weight of the sites that covered it.
 
     `coverage` has the weight that was added on each set of spans, on its own grid.
     The weight is the one before staleness shrank it: a stale buffer takes a
     shorter step.
     """
-    if len(coverage) == 1:
+    if len(coverage) == 1 and absent is None:
         ((spans, total),) = coverage
         weight = total / WEIGHT_GRID
         if next(iter(spans), (0, 0)) == (0, sums.size):
@@ -68,5 +72,6 @@ def mean_of(sums: Sums, coverage: Sequence[tuple[Spans, int]]) -> Vector:
     for spans, total in coverage:
         for start, stop in spans:
             covered[start:stop] += total
+    covered -= 0 if absent is None else absent
     weights = np.maximum(covered, 1) * (GRID / WEIGHT_GRID)
     return (sums / weights).astype(np.float32)

@@ -279,6 +279,7 @@ class ServerState:
     folded: tuple[Folded, ...] = ()  # waiting for a version
     frames: Mapping[str, bytes] = field(default_factory=dict)  # by key, of those not in the sum
     center: Vector | None = None  # (d,) mean of the last round, where distances to it are clipped
+    moved_rows: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)  # bits: `token_rows`
     recent: tuple[tuple[str, ...], ...] = ()  # sites whose updates are in each of the last versions
     headings: Mapping[str, Vector] = field(default_factory=dict)  # by site, sketch: `suspicion`
     sketch_seed: int = 0  # of the sketches; 0: not drawn yet

@@ -80,7 +80,8 @@ class TrainingWork:
         text = PackedText(tokens, length, seed, ignored=framing_of(base.tokenizer).ignored)
         if crew is not None:
             crew.ready(own)
-        self.steps = LocalSteps(base.model, self.adapter, text, steps, crew or own)
+        own_tokens = plan.model.adapter.own_tokens
+        self.steps = LocalSteps(base.model, self.adapter, text, steps, crew or own, own_tokens)
 
     @property
     def text_tokens(self) -> int:

@@ -422,3 +422,23 @@ def test_mean_loss_is_finite_and_near_uniform_at_first(llama: Path, load_tiny: L
     found = steps_on(load_tiny(llama)).run(lambda: 1, 0.0, 0.01)
     assert found is not None
     assert math.log(320) < found.loss < 3 * math.log(320)
+
+
+def test_rows_of_tokens_that_the_text_never_has_stay_as_they_are(
+    llama: Path, load_tiny: Load
+) -> None:
+    tokens = [line % 50 for line in made_up_tokens()]
+    moved = {}
+    for own in (True, False):
+        base = load_tiny(llama, "full")
+        adapter = attach(base.model, AdapterPlan(kind="full"))
+        before = adapter.read()
+        text = PackedText(tokens, 16, 5)
+        LocalSteps(base.model, adapter, text, plan_of(), own_tokens=own).run(lambda: 3, 0.0, 0.1)
+        (table, *_) = adapter.layout.token_tables
+        span = slice(table.offset, table.offset + table.size)
+        apart = (adapter.read() - before)[span].reshape(table.shape)
+        moved[own] = apart.any(axis=1)
+    assert moved[True][:50].all()
+    assert not moved[True][50:].any()
+    assert moved[False][50:].any()

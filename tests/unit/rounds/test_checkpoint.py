@@ -14,6 +14,7 @@ from boli.errors import CorruptFileError, StorageError
 from boli.rounds.checkpoint import CheckpointStore, from_parts, to_parts
 from boli.rounds.cohort import Cohorts
 from boli.rounds.outer import Nesterov
+from boli.rounds.token_rows import TokenRows
 from boli.rounds.update import ServerState
 
 Fed = Callable[..., Any]
@@ -24,7 +25,8 @@ def busy(fed: Any) -> tuple[Any, ServerState]:
     """Return a strategy, and a state with every field in use: two of three updates are in."""
     outer, downlink = Nesterov(np.float32(0.7), np.float32(0.9)), SparseCodec(density=0.25)
     cohorts = Cohorts(PublicCodec(), 0, 1.0)
-    strategy = fed.strategy(outer=outer, downlink=downlink, cohorts=cohorts)
+    rows = TokenRows(((0, 2, 4),))
+    strategy = fed.strategy(outer=outer, downlink=downlink, cohorts=cohorts, token_rows=rows)
     rng = np.random.default_rng(0)
     state = strategy.begin(fed.state())
     for name in (*RANKS, "arrah", "gaya"):
@@ -42,7 +44,7 @@ def busy(fed: Any) -> tuple[Any, ServerState]:
 def same(one: ServerState, other: ServerState) -> bool:
     for f in fields(ServerState):
         mine, theirs = getattr(one, f.name), getattr(other, f.name)
-        if f.name in ("outer", "headings"):
+        if f.name in ("outer", "headings", "moved_rows"):
             if {k: v.tobytes() for k, v in mine.items()} != {
                 k: v.tobytes() for k, v in theirs.items()
             }:
