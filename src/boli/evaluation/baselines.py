@@ -112,7 +112,7 @@ def ppmd(
     written = [len(encoder.encode(_joined(counted_lines(train))))]
     for line in lines:
         written.append(written[-1] + len(encoder.encode(_joined([line]))))
-    bits: Floats = 8.0 * np.diff(written)
+    bits: Floats = np.diff(8.0 * np.array(written, np.float64))
     return Baseline(PPMD, bits, _bytes_of(lines))
 
 

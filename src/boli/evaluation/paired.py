@@ -45,7 +45,7 @@ class Comparison:
     change: float  # a / b − 1; below zero A needs less
     low: float | None  # of the change, at LEVEL; None: it is not known, and neither is `high`
     high: float | None
-    num_documents: int | None  # None: nothing says which lines belong together
+    num_documents: int | None  # None: nothing says which lines belong together; 0: it was not told
     num_lines: int | None = None  # None: it was not told
     smaller_is_better: bool = True
 
@@ -84,7 +84,7 @@ class Comparison:
         """Say why there is no interval."""
         if self.num_documents is None:
             why = f"nothing says which lines belong to one {unit}"
-        elif self.num_documents < FEWEST_DOCUMENTS:
+        elif 0 < self.num_documents < FEWEST_DOCUMENTS:
             one = self.num_documents == 1
             why = f"{self.num_documents} {unit}{' is' if one else 's are'} too few to tell"
         else:
@@ -147,12 +147,14 @@ def together(parts: Sequence[Comparison], weights: Sequence[float] | None = None
         raise CorpusError("nothing can be compared: no part is given", "give at least one")
     sizes = np.ones(len(parts)) if weights is None else np.asarray(weights, np.float64)
     a, b = (np.array([getattr(part, side) for part in parts]) * sizes for side in "ab")
-    low = high = count = None
-    ends = [(part.low, part.high) for part in parts if part.low is not None]
-    if len(ends) == len(parts):
-        low, high = (np.array(ends, np.float64).T @ (b / b.sum())).tolist()
-    if all(part.num_documents is not None for part in parts):
+    low = high = None
+    without = [part for part in parts if part.low is None]
+    if without:
+        count = without[0].num_documents  # so that it says why
+    else:
         count = sum(part.num_documents or 0 for part in parts)
+        ends = np.array([(part.low, part.high) for part in parts], np.float64)
+        low, high = (ends.T @ (b / b.sum())).tolist()
     total = sizes.sum()
     return Comparison(
         float(a.sum() / total),
