@@ -355,25 +355,29 @@ def _notes(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> list[str]:
 
 
 def _notes_on_documents(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> Iterator[str]:
-    """Say where a test part is too small for its figures to be told from noise."""
-    percent = plan.corpus.held_out.test_percent
+    """Say where a test part is too small, or too little is known of it, to tell what is noise."""
+    few, unnamed = [], []
     for site in plan.site:
         for language, split in splits[site.name].items():
             named = judged_documents(split, "test", plan.evaluation.max_lines)
             number = len(split.test if named is None else set(named))
-            unit = "lines" if named is None else "documents"
-            if number < ENOUGH_DOCUMENTS:
-                yield (
-                    f"the test part of site {site.name} has only {number} {unit} of {language}, "
-                    f"fewer than {ENOUGH_DOCUMENTS}: small differences will not show in it; raise "
-                    f"corpus.held_out.test_percent, {percent:g} now, or name more text"
-                )
             if named is None:
-                yield (
-                    f"nothing says which lines of {language} at site {site.name} belong to one "
-                    "document, so the report cannot say what is noise: name a file with the "
-                    "document of each line as held_out_by, or prepare the text with boli prepare"
-                )
+                unnamed.append(f"{site.name} ({language})")
+            if number < ENOUGH_DOCUMENTS:
+                unit = ("line" if named is None else "document") + "s" * (number != 1)
+                few.append(f"{site.name} {number} {unit} of {language}")
+    if few:
+        yield (
+            f"test parts are small ({', '.join(few)}; {ENOUGH_DOCUMENTS} documents are enough): "
+            "differences of a few percent will not show; raise corpus.held_out.test_percent, "
+            f"{plan.corpus.held_out.test_percent:g} now, or name more text"
+        )
+    if unnamed:
+        yield (
+            f"nothing says which lines of {', '.join(unnamed)} belong to one document, so the "
+            "report cannot say what is noise: name a file with the document of each line as "
+            "held_out_by, or prepare the text with boli prepare"
+        )
 
 
 def _notes_on_passes(plan: Plan, sites: Sequence[SiteForecast]) -> Iterator[str]:
