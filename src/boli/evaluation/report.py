@@ -17,7 +17,7 @@ from boli.evaluation.card import exported_figures
 from boli.evaluation.page import page
 from boli.evaluation.paired import Comparison, together
 from boli.evaluation.told import Lane, Told, made
-from boli.evaluation.verdict import RIVALS, Coded, Sided, facts, verdict, winner
+from boli.evaluation.verdict import RIVALS, Coded, beside, facts, verdict, winner
 from boli.journal import (
     Evaluated,
     UpdateAccepted,
@@ -199,7 +199,7 @@ def _compared(told: Told, language: str, version: int, sites: Sequence[str]) -> 
             if ours is None or theirs is None:
                 break
             told_by = told.differences.get((site, language, a, b, version))
-            parts.append(Sided(ours, theirs, told_by).comparison)
+            parts.append(beside(ours, theirs, told_by))
             sizes.append(float(ours.bytes))
         whole = [each for each in parts if each is not None]
         if whole and len(whole) == len(sites):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from boli.evaluation.paired import ENOUGH_DOCUMENTS as ENOUGH
@@ -29,30 +28,21 @@ class Coded(Protocol):
     def bytes(self) -> int: ...
 
 
-@dataclass(frozen=True)
-class Sided:
-    """One site's test part under two rows, and the interval that the site sent."""
+def beside(a: Coded, b: Coded, told: DifferenceJudged | None) -> Comparison | None:
+    """Return one site's test part under two rows, with the interval that the site sent.
 
-    a: Coded
-    b: Coded
-    told: DifferenceJudged | None
-
-    @property
-    def comparison(self) -> Comparison | None:
-        """What can be said of them; None: a row is empty, or the rows are of different text.
-
-        An interval that does not hold the change of the sums is not believed.
-        """
-        if min(self.a.bits, self.b.bits, self.a.bytes) <= 0 or self.a.bytes != self.b.bytes:
-            return None
-        change = self.a.bits / self.b.bits - 1
-        per_byte = self.a.bits / self.a.bytes, self.b.bits / self.b.bytes
-        if self.told is None:
-            return Comparison(*per_byte, change, None, None, 0)
-        low, high = self.told.low, self.told.high
-        if low is None or high is None or not low - SLACK <= change <= high + SLACK:
-            low = high = None
-        return Comparison(*per_byte, change, low, high, self.told.documents)
+    None: a row is empty, or the rows are of different text. An interval that does not hold the
+    change of the sums is not believed.
+    """
+    if min(a.bits, b.bits, a.bytes) <= 0 or a.bytes != b.bytes:
+        return None
+    change = a.bits / b.bits - 1
+    if told is None:
+        return Comparison(a.bits / a.bytes, b.bits / b.bytes, change, None, None, 0)
+    low, high = told.low, told.high
+    if low is None or high is None or not low - SLACK <= change <= high + SLACK:
+        low = high = None
+    return Comparison(a.bits / a.bytes, b.bits / b.bytes, change, low, high, told.documents)
 
 
 def facts(found: Comparison) -> dict[str, Any]:
