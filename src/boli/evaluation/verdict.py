@@ -167,7 +167,10 @@ def comparison_notes(figures: Mapping[str, Any]) -> Iterator[str]:
 def by_language(figures: Mapping[str, Any]) -> str:
     """Say in a few words which row wins in each language; empty where there is only one."""
     words = {True: ", which may be noise", False: ", not noise", None: ""}
-    names = {"model": "the model", **RIVALS}
+    # Of a rival it is the model whose distance is known, not the next rival's.
+    names = {"model": "the model wins"} | {
+        row: f"{name} beats the model" for row, name in RIVALS.items()
+    }
     codes: dict[tuple[str, str], list[str]] = {}
     for code, one in figures["languages"].items():
         won = one.get("winner")
@@ -175,5 +178,5 @@ def by_language(figures: Mapping[str, Any]) -> str:
             codes.setdefault((names[won["row"]], words[won["noise"]]), []).append(code)
     if sum(map(len, codes.values())) < 2:
         return ""
-    said = [f"{name} wins in {listed(those)}{tag}" for (name, tag), those in codes.items()]
+    said = [f"{name} in {listed(those)}{tag}" for (name, tag), those in codes.items()]
     return f"By language: {'; '.join(said)}."

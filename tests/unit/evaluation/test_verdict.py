@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from boli.evaluation.paired import Comparison
-from boli.evaluation.verdict import span, verdict, winner
+from boli.evaluation.verdict import by_language, span, verdict, winner
 
 SPACE = "\N{NO-BREAK SPACE}"
 
@@ -50,6 +50,21 @@ def test_rows_that_need_the_same_have_no_winner_in_words() -> None:
 
 def test_without_rows_nothing_is_said() -> None:
     assert (verdict({}), winner({})) == ("", None)
+
+
+def test_languages_with_the_same_outcome_are_named_together() -> None:
+    def of(row: str, noise: bool | None) -> dict[str, object]:
+        return {"winner": {"row": row, "noise": noise}}
+
+    languages = {
+        "bho": of("model", False), "mag": of("model", False), "mai": of("ppmd", True),
+        "hne": of("base", None), "hin": {}, "awa": {"winner": None},
+    }  # fmt: skip
+    assert by_language({"languages": languages}) == (
+        "By language: the model wins in bho and mag, not noise; PPMd beats the model in mai, which "
+        "may be noise; the untouched base beats the model in hne."
+    )
+    assert by_language({"languages": {"bho": of("model", False)}}) == ""
 
 
 @pytest.mark.parametrize(
