@@ -181,6 +181,17 @@ class SixGramEvaluated(Event):
 
 
 @dataclass(frozen=True)
+class PpmdEvaluated(Event):
+    """Bits per byte of a test part that PPMd takes after its site's training lines."""
+
+    site: str
+    language: str
+    part: str  # test
+    bits: float
+    bytes: int
+
+
+@dataclass(frozen=True)
 class MixedEvaluated(Event):
     """Bits per byte of a part of held-out text under a version and n-grams of its site's text."""
 
@@ -190,6 +201,20 @@ class MixedEvaluated(Event):
     version: int
     bits: float
     bytes: int
+
+
+@dataclass(frozen=True)
+class DifferenceJudged(Event):
+    """Interval of a ÷ b − 1 on a site's test part, that the site made over its documents."""
+
+    site: str
+    language: str
+    version: int
+    a: str  # "model", or "mixed": with n-grams
+    b: str  # "base", "six_gram" or "ppmd"
+    documents: int | None  # null: nothing says which lines belong together
+    low: float | None  # null: of too few documents, and so is `high`
+    high: float | None
 
 
 @dataclass(frozen=True)

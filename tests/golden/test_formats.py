@@ -25,6 +25,7 @@ from boli.durable import read_tensors, write_tensors
 from boli.journal import (
     AttemptsRefused,
     CopyRead,
+    DifferenceJudged,
     Evaluated,
     Event,
     Journal,
@@ -32,6 +33,7 @@ from boli.journal import (
     OrderSent,
     PiecesMissed,
     PiecesTaken,
+    PpmdEvaluated,
     RoundStepped,
     RunFailed,
     RunFinished,
@@ -77,6 +79,7 @@ JOURNALS = [
     "journal-v2.jsonl",
     "journal-v2-ngram.jsonl",
     "journal-v2-pieces.jsonl",
+    "journal-v2-differences.jsonl",
 ]
 ADDED: dict[str, set[type[Event]]] = {  # kinds that the journal of that name was the first to have
     "journal-v1-copies.jsonl": {CopyRead},
@@ -89,6 +92,7 @@ ADDED: dict[str, set[type[Event]]] = {  # kinds that the journal of that name wa
     },
     "journal-v2-ngram.jsonl": {SixGramEvaluated, MixedEvaluated},
     "journal-v2-pieces.jsonl": {PiecesMissed, PiecesTaken},
+    "journal-v2-differences.jsonl": {DifferenceJudged, PpmdEvaluated},
 }
 CHECKPOINTS = [
     "checkpoint-v1.safetensors",
@@ -117,6 +121,7 @@ EVENTS: list[Event] = [
     OrderSent("first-1-gaya-1", "gaya", 0, 20, 0, 1234),
     Evaluated("gaya", "mag", "tuning", 0, 812.5, 400),
     SixGramEvaluated("gaya", "mag", "tuning", 412.25, 400),
+    PpmdEvaluated("gaya", "mag", "test", 416.0, 390),
     UpdateAccepted(
         order="first-1-gaya-1",
         site="gaya",
@@ -141,6 +146,8 @@ EVENTS: list[Event] = [
     VersionRestored(2, 1, 0.5),
     VersionExported(2, 1, 20, None, 0, 1),
     MixedEvaluated("gaya", "mag", "test", 2, 350.5, 390),
+    DifferenceJudged("gaya", "mag", 2, "model", "ppmd", 9, -0.125, 0.0625),
+    DifferenceJudged("gaya", "mag", 2, "model", "base", None, None, None),
     SiteLeft("gaya", "signal 9"),
     UpdateWeighed("gaya", 1, 1, 1.0, 0.1, 0.05, 0.5, -0.25, "direction"),
     SiteBenched("gaya", "3 updates in a row were refused"),

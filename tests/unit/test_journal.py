@@ -32,6 +32,7 @@ SAMPLES: dict[Any, Any] = {
     dict[str, dict[str, int]]: {"mag": {"train": 3}},
     dict[str, float]: {"gaya": 0.1},
     float | None: None,
+    int | None: None,
     dict[str, dict[str, float | int | None]]: {"gaya": {"norm": 0.1, "cosine": None}},
 }
 

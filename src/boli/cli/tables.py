@@ -13,6 +13,7 @@ from rich.table import Table
 from boli.errors import CorruptFileError
 from boli.evaluation.card import WARNING, beside_sentences, exported_sentences
 from boli.evaluation.units import bits, duration, percent, signed, size
+from boli.evaluation.verdict import by_language, comparison_notes
 
 if TYPE_CHECKING:
     from boli.engine.identities import Guest
@@ -35,9 +36,12 @@ def show_result(run: Run) -> None:
     console.print("\nsites beside each other", style="italic")
     console.print(_comparison(figures))
     console.print(f"\n{_verdict(figures)}")
+    won = figures["mean"]["winner"]
+    lost = won is not None and won["row"] != "model"
     for sentence in beside_sentences(figures["mean"]):
-        lost = (figures["mean"]["against_six_gram_percent"] or 0) >= 0.05
         console.print(sentence, style="bold yellow" if lost else None)
+    for sentence in filter(None, (by_language(figures), *comparison_notes(figures))):
+        console.print(sentence)
     for sentence in exported_sentences(figures["exported"]) if figures["exported"] else ():
         console.print(sentence, style="bold red" if sentence.startswith(WARNING) else None)
     console.print(f"\nreport   {run.folder / 'report.html'}", soft_wrap=True)
@@ -71,7 +75,7 @@ def show_verification(told: Verification) -> None:
 def _languages(figures: dict[str, Any]) -> Table:
     table = Table(box=None)
     table.add_column("language")
-    for name in ("before", "after", "change", "6-gram", "to it", "+ n-grams"):
+    for name in ("before", "after", "change", "PPMd", "6-gram", "to it", "+ n-grams"):
         table.add_column(name, justify="right")
     for code, language in figures["languages"].items():
         if language["role"] == "site":
@@ -83,7 +87,7 @@ def _languages(figures: dict[str, Any]) -> Table:
     table.add_row("mean of sites", *judged, *_beside(mean, mean["six_gram"]), style="bold")
     if base is not None:
         judged = _judged(base["before"], base["after"])
-        table.add_row(f"{base['language']} (the base's own)", *judged, style="dim")
+        table.add_row(f"{base['language']} (base's own)", *judged, style="dim")
     return table
 
 
@@ -91,10 +95,11 @@ def _judged(before: float | None, after: float | None) -> tuple[str, str, str]:
     return bits(before), bits(after), _change(before, after)
 
 
-def _beside(found: Mapping[str, Any], six_gram: float | None) -> tuple[str, str, str]:
-    """Return the cells on n-grams of the same text."""
+def _beside(found: Mapping[str, Any], six_gram: float | None) -> tuple[str, ...]:
+    """Return the cells on PPMd and n-grams of the same text."""
     against = found["against_six_gram_percent"]
     return (
+        bits(found["ppmd"]),
         bits(six_gram),
         "–" if against is None else f"{against:+.1f} %",
         bits(found["mixed"]),

@@ -72,6 +72,15 @@ def judged_lines(lines: Iterable[str], most: int) -> list[str]:
     return sorted(lines, key=share_of)[:most]
 
 
+def judged_documents(split: Split, part: str, most: int) -> list[str] | None:
+    """Return the document of each line of `judged_lines`; None where not every one is known."""
+    documents = split.documents_of(part)
+    if documents is None:
+        return None
+    found = sorted(zip(split.part(part), documents, strict=True), key=lambda one: share_of(one[0]))
+    return [document for _, document in found[:most]]
+
+
 def part_of(key: str, held_out: HeldOutPlan) -> str:
     """Return "test", "tuning" or "train" for a line's key."""
     share = share_of(key)
@@ -219,8 +228,9 @@ def read_labeled(path: Path) -> dict[str, list[str]]:
 def _keyed_lines(plan: Plan, source: TextSource) -> Iterator[tuple[str, str | None, str]]:
     """Yield each line, the key that decides where it goes (None: its normal form), its document."""
     if source.starter is not None:
-        for line in starter_lines(source.starter, source.lines or 4000):
-            yield line, None, ""
+        # Made one by one, so that each is a document of its own.
+        for number, line in enumerate(starter_lines(source.starter, source.lines or 4000)):
+            yield line, None, f"starter {source.starter} {number}"
         return
     assert source.path is not None
     path = plan.resolve(source.path)

@@ -4,9 +4,10 @@ Both are trained on the site's training lines in seconds. Their bits per byte co
 a model do: UTF-8 bytes, with one for the end of each line.
 
 The **6-gram** codes each line by itself, and knows the training lines alone. **PPMd** is a
-compressor: bits(test | train) = 8 · (bytes of train and test compressed together − bytes of train
-compressed), lines joined by line ends. It goes on learning along the test lines, which a model is
-not allowed to; what it takes for a line is known to the byte.
+compressor: bits(test | train) = 8 · (bytes written up to the end of test − bytes written up to the
+end of train), lines joined by line ends. It goes on learning along the test lines, which a model is
+not allowed to; what it takes for a line is known to some bytes, since it writes a little late. Of
+very long texts both are trained on the same lines, evenly along it.
 
 Source: Kneser & Ney 1995, https://doi.org/10.1109/ICASSP.1995.479394; Shkarin 2002, PPM: one step
 to practicality, https://doi.org/10.1109/DCC.2002.999958.
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from boli.corpus.sources import judged_lines, read_split
 from boli.errors import CorpusError
-from boli.model.ngram import CHARACTER_ORDER, CharacterNGram
+from boli.model.ngram import CHARACTER_ORDER, CharacterNGram, counted_lines
 from boli.plan import Plan, SitePlan
 
 Floats = NDArray[np.float64]
@@ -107,17 +108,11 @@ def ppmd(
 
     if not train:
         raise CorpusError("there is no text to train PPMd on", "give lines of text")
-    alone, whole = (pyppmd.Ppmd7Encoder(order, memory_bytes) for _ in range(2))
-    text = _joined(train)
-    start = len(alone.encode(text)) + len(alone.flush())
-    size, ends = len(whole.encode(text)), []
+    encoder = pyppmd.Ppmd7Encoder(order, memory_bytes)
+    written = [len(encoder.encode(_joined(counted_lines(train))))]
     for line in lines:
-        size += len(whole.encode(_joined([line])))
-        ends.append(size)
-    if ends:
-        ends[-1] += len(whole.flush())  # what the coder had not written yet
-    # It writes a few bytes late, after the training lines as after any other.
-    bits = 8.0 * np.diff([start, *ends])
+        written.append(written[-1] + len(encoder.encode(_joined([line]))))
+    bits: Floats = np.diff(8.0 * np.array(written, np.float64))
     return Baseline(PPMD, bits, _bytes_of(lines))
 
 

@@ -71,17 +71,18 @@ def against_six_gram(model: float | None, six_gram: float | None) -> str:
     )
 
 
-def beside_sentences(mean: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how the exported version stands beside n-grams of the sites' own text."""
-    said = against_six_gram(mean["after"], mean["six_gram"])
-    if said:
-        yield said
-    if said and mean["mixed"] is not None:
+def beside_sentences(mean: Mapping[str, Any], briefly: bool = False) -> Iterator[str]:
+    """Yield how the exported version stands beside the base and what sites' own text can do."""
+    if mean["winner"] is not None:
+        yield mean["winner"]["sentence"] if briefly else mean["verdict"]
+    if mean["mixed"] is not None and mean["six_gram"] is not None:
         change = (mean["mixed"] / mean["six_gram"] - 1) * 100
+        noise = mean["differences"].get("mixed_to_six_gram", {})
         word = "below" if change < 0 else "above"
+        doubt = noise.get("low_percent") is not None and noise["better"] is None
         yield (
             f"Mixed with token n-grams that stay at their sites, it needs {bits(mean['mixed'])}, "
-            f"{percent(abs(change))} {word} the 6-gram."
+            f"{percent(abs(change))} {word} the 6-gram{', which may be noise' * doubt}."
         )
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from boli.codec.codec import HEADER_BYTES, codec_for
-from boli.corpus.sources import Split
+from boli.corpus.sources import Split, judged_documents
 from boli.errors import ModelError
+from boli.evaluation.paired import ENOUGH_DOCUMENTS
 from boli.model.layout import Layout
 from boli.plan import AdapterPlan, LocalStepsPlan, Plan, SitePlan, available_cores
 from boli.plan_rounds import OneWayPlan
@@ -341,13 +342,7 @@ def _notes(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> list[str]:
         )
     if plan.model.base.language in plan.languages:
         notes.append(f"the base language {plan.model.base.language} is also a site's language")
-    for site in plan.site:
-        for language, split in splits[site.name].items():
-            if len(split.test) < 30:
-                notes.append(
-                    f"site {site.name} has only {len(split.test)} test lines of {language}: "
-                    "differences of a few percent will mean little"
-                )
+    notes += _notes_on_documents(plan, splits)
     if plan.evaluation.every_rounds >= plan.rounds.total:
         notes.append(
             "only the last version is judged, so no earlier one can be exported in its place: "
@@ -357,6 +352,32 @@ def _notes(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> list[str]:
     if not plan.model.base.text:
         notes.append("model.base.text is empty: forgetting of the base language is not judged")
     return [*notes, *_notes_on_one_site(plan)]
+
+
+def _notes_on_documents(plan: Plan, splits: Mapping[str, Mapping[str, Split]]) -> Iterator[str]:
+    """Say where a test part is too small, or too little is known of it, to tell what is noise."""
+    few, unnamed = [], []
+    for site in plan.site:
+        for language, split in splits[site.name].items():
+            named = judged_documents(split, "test", plan.evaluation.max_lines)
+            number = len(split.test if named is None else set(named))
+            if named is None:
+                unnamed.append(f"{site.name} ({language})")
+            if number < ENOUGH_DOCUMENTS:
+                unit = ("line" if named is None else "document") + "s" * (number != 1)
+                few.append(f"{site.name} {number} {unit} of {language}")
+    if few:
+        yield (
+            f"test parts are small ({', '.join(few)}; {ENOUGH_DOCUMENTS} documents are enough): "
+            "differences of a few percent will not show; raise corpus.held_out.test_percent, "
+            f"{plan.corpus.held_out.test_percent:g} now, or name more text"
+        )
+    if unnamed:
+        yield (
+            f"nothing says which lines of {', '.join(unnamed)} belong to one document, so the "
+            "report cannot say what is noise: name a file with the document of each line as "
+            "held_out_by, or prepare the text with boli prepare"
+        )
 
 
 def _notes_on_passes(plan: Plan, sites: Sequence[SiteForecast]) -> Iterator[str]:

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from boli.evaluation.card import WARNING, beside_sentences, exported_sentences
 from boli.evaluation.plots import NUM_COLORS, plots
-from boli.evaluation.units import SPACE, bits, count, duration, percent, signed, size, utc
+from boli.evaluation.units import (
+    SPACE,
+    bits,
+    count,
+    duration,
+    listed,
+    percent,
+    plural,
+    signed,
+    size,
+    utc,
+)
+from boli.evaluation.verdict import comparison_notes, span
 
 if TYPE_CHECKING:
     import jinja2
@@ -49,21 +61,38 @@ def templates() -> jinja2.Environment:
 def page(figures: Figures) -> str:
     """Return the page of a run; `figures` are those of report.json."""
     environment = templates()
-    environment.filters |= {"verdict": verdict, "change": _change}
+    environment.filters |= {"verdict": verdict, "change": _change, "span": _span}
     colors = {code: f"series{k % NUM_COLORS}" for k, code in enumerate(figures["languages"])}
     tested = [each["before"]["test"] for each in figures["languages"].values()]
     tested += [each["after"]["test"] for each in figures["languages"].values()]
     tested += [each["six_gram"]["test"] for each in figures["languages"].values()]
+    tested += [each["ppmd"] for each in figures["languages"].values()]
     return environment.get_template("report.html.j2").render(
         figures=figures,
         colors=colors,
         largest=max((value for value in tested if value is not None), default=1.0),
         summary=list(summary(figures)),
+        verdicts=_verdicts(figures),
+        notes=list(comparison_notes(figures)),
         warnings=[s for s in _exported(figures) if s.startswith(WARNING)],
         plots=plots(figures, colors),
         sites={name: f"series{k % NUM_COLORS}" for k, name in enumerate(figures["sites"])},
         settings=list(_settings(figures["plan"]["settings"])),
     )
+
+
+def _verdicts(figures: Figures) -> dict[str, str]:
+    """Return by language, and for their mean, who wins and whether that is noise."""
+    languages = figures["languages"]
+    found = {code: one["verdict"] for code, one in languages.items() if one.get("verdict")}
+    if len(found) > 1 and figures["mean"]["verdict"]:
+        found["mean"] = figures["mean"]["verdict"]
+    return found
+
+
+def _span(difference: Figures) -> str:
+    """Return the interval of a difference."""
+    return span(difference["low_percent"], difference["high_percent"])
 
 
 def _change(ratio: float | None) -> str:
@@ -133,7 +162,7 @@ def _outcome(figures: Figures, ours: Sequence[str]) -> Iterator[str]:
         f"trained on took {bits(mean['before'])} bits before and takes {bits(mean['after'])} "
         f"after: {verdict(mean['change_percent'])}."
     )
-    yield from beside_sentences(mean)
+    yield from beside_sentences(mean, briefly=True)
     worse = [code for code, change in each.items() if change >= 0.05]
     if worse and len(each) > 1:
         yield f"Not every language gained: {listed(worse)} became worse."
@@ -166,14 +195,6 @@ def _forgotten(base: Figures) -> str:
         f"The base's own language, {base['language']}, was forgotten by {percent(change)}: "
         f"{bits(base['before'])} bits per byte before, {bits(base['after'])} after."
     )
-
-
-def plural(number: int, noun: str) -> str:
-    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
-
-
-def listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1])] * (len(names) > 1) + [*names[-1:]])
 
 
 def _settings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

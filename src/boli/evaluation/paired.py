@@ -2,7 +2,8 @@
 
 Lines of one article share names, topic and translator, so that intervals over lines are too
 narrow. Here documents are drawn anew, each with all of its lines, for A and B alike; the figure
-is a ratio of sums, as bits per byte are. Intervals are percentiles. With few documents any
+is a ratio of sums, as bits per byte are. Where nothing says which lines belong together there is
+no interval: one over lines would be too narrow. Intervals are percentiles. With few documents any
 bootstrap is too narrow, by about what Student's t is wider than the normal curve, so the level is
 widened alike: of intervals over 9 made-up articles without a difference 94 % hold zero.
 
@@ -42,54 +43,60 @@ class Comparison:
     a: float  # ratio of sums, such as bits per byte
     b: float
     change: float  # a / b − 1; below zero A needs less
-    low: float  # of the change, at LEVEL
-    high: float
-    num_lines: int
-    num_documents: int  # lines, where `of_lines`
-    of_lines: bool = False  # nothing says which lines belong together
+    low: float | None  # of the change, at LEVEL; None: it is not known, and neither is `high`
+    high: float | None
+    num_documents: int | None  # None: nothing says which lines belong together; 0: it was not told
+    num_lines: int | None = None  # None: it was not told
     smaller_is_better: bool = True
 
     @property
     def better(self) -> str | None:
         """Return "A" or "B" where the difference is more than noise, or None."""
-        if self.num_documents < FEWEST_DOCUMENTS or self.low <= 0 <= self.high:
+        if (self.num_documents or 0) < FEWEST_DOCUMENTS or self.low is None or self.high is None:
+            return None
+        if self.low <= 0 <= self.high:
             return None
         return "A" if (self.change < 0) == self.smaller_is_better else "B"
 
     def sentence(self, a: str = "A", b: str = "B", unit: str = "document") -> str:
         """Say which is better and whether that is noise; name the unit in the singular."""
-        unit = "line" if self.of_lines else unit
-        counted = f"{self.num_documents} {unit}{'' if self.num_documents == 1 else 's'}"
+        if self.low is None or self.high is None:
+            return f"{a} stands at {_signed(self)} beside {b}; {self.unknown(unit)}"
+        number = self.num_documents or 0
+        counted = f"{number} {unit}{'' if number == 1 else 's'}"
         if self.better is None:
-            said = (
+            return (
                 f"no difference between {a} and {b} that {counted} could show: {_signed(self)} "
                 f"({_span(self.low, self.high)})"
             )
+        first, second = (a, b) if self.better == "A" else (b, a)
+        edges = [self.low, self.high]
+        value = self.change
+        if self.better == "B":  # what B gains on A, not what A loses to B
+            value, edges = _turned(value), [_turned(edge) for edge in edges]
+        low, high = sorted(abs(edge) for edge in edges)
+        return (
+            f"{first} is better than {second} by {100 * abs(value):.1f}{SPACE}% "
+            f"({100 * low:.1f} to {100 * high:.1f}{SPACE}%; {counted}), not noise"
+        )
+
+    def unknown(self, unit: str = "document") -> str:
+        """Say why there is no interval."""
+        if self.num_documents is None:
+            why = f"nothing says which lines belong to one {unit}"
+        elif 0 < self.num_documents < FEWEST_DOCUMENTS:
+            one = self.num_documents == 1
+            why = f"{self.num_documents} {unit}{' is' if one else 's are'} too few to tell"
         else:
-            first, second = (a, b) if self.better == "A" else (b, a)
-            edges = [self.low, self.high]
-            value = self.change
-            if self.better == "B":  # what B gains on A, not what A loses to B
-                value, edges = _turned(value), [_turned(edge) for edge in edges]
-            low, high = sorted(abs(edge) for edge in edges)
-            said = (
-                f"{first} is better than {second} by {100 * abs(value):.1f}{SPACE}% "
-                f"({100 * low:.1f} to {100 * high:.1f}{SPACE}%; {counted}), not noise"
-            )
-        return f"{said}. {NO_DOCUMENTS}" if self.of_lines else said
-
-
-NO_DOCUMENTS = (
-    "Warning: nothing says which lines belong to one document, so lines were drawn instead; "
-    "if some do belong together, the true interval is wider"
-)
+            why = "no interval was told"
+        return f"whether that is noise is not known: {why}"
 
 
 def compare(
     a: ArrayLike,  # (n,) of each line, such as bits
     b: ArrayLike,  # (n,) of the same lines
     sizes: ArrayLike,  # (n,) what both are divided by, such as bytes
-    documents: Sequence[str] | None,  # (n,) of each line; None: not known
+    documents: Sequence[str] | None,  # (n,) of each line; None: not known, so there is no interval
     *,
     smaller_is_better: bool = True,
     resamples: int = RESAMPLES,
@@ -101,27 +108,62 @@ def compare(
         CorpusError: the lines do not belong together, or there are none.
     """
     values = np.stack([np.asarray(each, np.float64) for each in _checked(a, b, sizes, documents)])
-    names = None if documents is None else np.unique(np.array(documents), return_inverse=True)[1]
-    num_lines = values.shape[1]
-    units = np.arange(num_lines) if names is None else names
-    sums = np.stack([np.bincount(units, row).astype(float) for row in values], 1)  # (documents, 3)
-    total = sums.sum(0)
+    total = values.sum(1)
     if total[1] <= 0 or total[2] <= 0:
         raise CorpusError(
             f"cannot compare: B has {total[1]:g} and the lines {total[2]:g} in all",
             "compare lines that both score above zero",
         )
-    low, high = _interval(sums[:, :2], resamples, seed)
+    low = high = count = None
+    if documents is not None:
+        names = np.unique(np.array(documents), return_inverse=True)[1]
+        sums = np.stack([np.bincount(names, row) for row in values[:2]], 1).astype(float)
+        count = len(sums)
+        low, high = _interval(sums, resamples, seed)
     return Comparison(
         float(total[0] / total[2]),
         float(total[1] / total[2]),
         float(total[0] / total[1] - 1),
         low,
         high,
-        num_lines,
-        len(sums),
-        names is None,
+        count,
+        values.shape[1],
         smaller_is_better,
+    )
+
+
+def together(parts: Sequence[Comparison], weights: Sequence[float] | None = None) -> Comparison:
+    """Return the comparison of a mean over texts of which only intervals are known.
+
+    `weights` are the bytes of each text where these are one text; without them each text counts
+    alike. The ends are weighed means of the parts' ends: as wide as if all parts went wrong
+    together, since nothing tells whether they are the same articles in several languages. One
+    part without an interval leaves none.
+
+    Raises:
+        CorpusError: there are no parts.
+    """
+    if not parts:
+        raise CorpusError("nothing can be compared: no part is given", "give at least one")
+    sizes = np.ones(len(parts)) if weights is None else np.asarray(weights, np.float64)
+    a, b = (np.array([getattr(part, side) for part in parts]) * sizes for side in "ab")
+    low = high = None
+    without = [part for part in parts if part.low is None]
+    if without:
+        count = without[0].num_documents  # so that it says why
+    else:
+        count = sum(part.num_documents or 0 for part in parts)
+        ends = np.array([(part.low, part.high) for part in parts], np.float64)
+        low, high = (ends.T @ (b / b.sum())).tolist()
+    total = sizes.sum()
+    return Comparison(
+        float(a.sum() / total),
+        float(b.sum() / total),
+        float(a.sum() / b.sum() - 1),
+        low,
+        high,
+        count,
+        smaller_is_better=parts[0].smaller_is_better,
     )
 
 

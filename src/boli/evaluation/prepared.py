@@ -10,8 +10,8 @@ from typing import Any
 from boli.corpus.consent import consent_date
 from boli.corpus.facts import STEPS
 from boli.durable import write_file
-from boli.evaluation.page import listed, plural, templates
-from boli.evaluation.units import count, percent
+from boli.evaluation.page import templates
+from boli.evaluation.units import count, listed, percent, plural
 
 Figures = Mapping[str, Any]
 

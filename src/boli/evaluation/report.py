@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from boli.durable import is_locked, write_file
 from boli.errors import RunError
 from boli.evaluation.card import exported_figures
 from boli.evaluation.page import page
+from boli.evaluation.paired import Comparison, together
 from boli.evaluation.told import Lane, Told, made
+from boli.evaluation.verdict import RIVALS, Coded, beside, facts, verdict, winner
 from boli.journal import (
     Evaluated,
-    MixedEvaluated,
-    SixGramEvaluated,
     UpdateAccepted,
     UpdateRejected,
     read_journal,
@@ -43,7 +43,8 @@ def figures(folder: Path) -> dict[str, Any]:
     told = _told(folder, plan)
     prepared = _read_json(folder / "run.json")
     sites = {site["name"]: _site(told, site) for site in plan["site"]}
-    languages, forgetting = _languages(told, plan)
+    languages, compared, forgetting = _languages(told, plan)
+    with_ppmd = {site for site, *_ in told.ppmd}
     own = own_fingerprint()
     curves = {code: _curve(told, code) for code in languages}
     found = {
@@ -62,7 +63,8 @@ def figures(folder: Path) -> dict[str, Any]:
         "preparation_seconds": told.preparation_seconds,
         "tokens": sum(site["tokens"] for site in sites.values()),
         "languages": languages,
-        "mean": _mean(languages),
+        "mean": _mean(languages, compared),
+        "without_ppmd": sorted({site for site, *_ in told.six_gram if site not in with_ppmd}),
         "forgetting": forgetting,
         "exported": None if told.exported is None else exported_figures(told.exported),
         "judged_versions": _judged_versions(told),
@@ -125,7 +127,7 @@ def _change(before: float | None, after: float | None) -> float | None:
     return None if not before or after is None else (after / before - 1) * 100
 
 
-def _weighed(judged: Iterable[Evaluated | SixGramEvaluated | MixedEvaluated]) -> float | None:
+def _weighed(judged: Iterable[Coded]) -> float | None:
     """Return bits per byte of several sites' text together."""
     there = list(judged)
     return _ratio(sum(event.bits for event in there), sum(event.bytes for event in there))
@@ -142,14 +144,18 @@ def _judgements(
     return found
 
 
-def _language(told: Told, language: str, sites: list[str]) -> dict[str, Any]:
+Compared = dict[tuple[str, str], Comparison]  # by two rows: "model" or "mixed", and another
+
+
+def _language(told: Told, language: str, sites: list[str]) -> tuple[dict[str, Any], Compared]:
     """Compare version 0 with the last version judged, on the same sites' text.
 
     Without sites, it is the language of the base, and the coordinator judges.
     """
     role = "site" if sites else "base"
     found: dict[str, Any] = {"role": role, "sites": sites, "before": {}, "after": {}}
-    found |= {"six_gram": {}, "mixed": None}
+    found |= {"six_gram": {}, "ppmd": None, "mixed": None}
+    compared: Compared = {}
     for part in ("tuning", "test"):
         by_version = _judgements(told, language, part, base=not sites)
         last = max((version for version in by_version if version), default=None)
@@ -162,13 +168,50 @@ def _language(told: Told, language: str, sites: list[str]) -> dict[str, Any]:
         found["before"][part] = _weighed(first[site] for site in both)
         found["after"][part] = None if last is None else _weighed(judged)
         found["six_gram"][part] = _beside(told.six_gram, both or now, language, part)
+        if part == "test":
+            found["ppmd"] = _beside(told.ppmd, both or now, language, part)
         if part == "test" and last is not None:
             found["mixed"] = _beside(told.mixed, both or now, language, part, last)
+            compared = _compared(told, language, last, sorted(both or now))
         found[f"{part}_version"] = last
         found[f"{part}_bytes"] = sum(event.bytes for event in judged)
     found["change_percent"] = _change(found["before"]["test"], found["after"]["test"])
     found["against_six_gram_percent"] = _change(found["six_gram"]["test"], found["after"]["test"])
+    first_of = next(iter(compared.values()), None)
+    found["documents"] = None if first_of is None else first_of.num_documents or None
+    return found | (_verdict(compared) if sites else {}), compared
+
+
+def _compared(told: Told, language: str, version: int, sites: Sequence[str]) -> Compared:
+    """Compare rows of the test part of several sites, where every one of them told both."""
+    part = "test"
+    rows: dict[str, list[Coded | None]] = {
+        "model": [told.judged.get((site, language, part, version)) for site in sites],
+        "mixed": [told.mixed.get((site, language, part, version)) for site in sites],
+        "base": [told.judged.get((site, language, part, 0)) for site in sites],
+        "six_gram": [told.six_gram.get((site, language, part)) for site in sites],
+        "ppmd": [told.ppmd.get((site, language, part)) for site in sites],
+    }
+    found: Compared = {}
+    for a, b in (*(("model", rival) for rival in RIVALS), ("mixed", "six_gram")):
+        parts, sizes = [], []
+        for site, ours, theirs in zip(sites, rows[a], rows[b], strict=True):
+            if ours is None or theirs is None:
+                break
+            told_by = told.differences.get((site, language, a, b, version))
+            parts.append(beside(ours, theirs, told_by))
+            sizes.append(float(ours.bytes))
+        whole = [each for each in parts if each is not None]
+        if whole and len(whole) == len(sites):
+            found[a, b] = together(whole, sizes)
     return found
+
+
+def _verdict(compared: Compared) -> dict[str, Any]:
+    """Return the differences, and who wins by them, as report.json has them."""
+    rivals = {b: found for (a, b), found in compared.items() if a == "model"}
+    told = {b if a == "model" else f"{a}_to_{b}": facts(f) for (a, b), f in compared.items()}
+    return {"differences": told, "winner": winner(rivals), "verdict": verdict(rivals)}
 
 
 def _beside(told: Mapping[Any, Any], sites: Iterable[str], *where: str | int) -> float | None:
@@ -177,24 +220,28 @@ def _beside(told: Mapping[Any, Any], sites: Iterable[str], *where: str | int) ->
     return None if None in found else _weighed(one for one in found if one is not None)
 
 
-def _languages(told: Told, plan: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return figures by language, and the base's own as the coordinator judged it."""
+def _languages(
+    told: Told, plan: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Compared], dict[str, Any] | None]:
+    """Return figures and comparisons by language, and the base's own as the coordinator judged."""
     holders: dict[str, list[str]] = {}
     for site in plan["site"]:
         for code in {source["language"] or site["language"]: None for source in site["text"]}:
             holders.setdefault(code, []).append(site["name"])
-    found = {code: _language(told, code, sites) for code, sites in holders.items()}
+    both = {code: _language(told, code, sites) for code, sites in holders.items()}
+    found = {code: figures for code, (figures, _) in both.items()}
+    compared = {code: each for code, (_, each) in both.items()}
     code = plan["model"]["base"]["language"]
-    base = _language(told, code, [])
+    base, _ = _language(told, code, [])
     if not base["test_bytes"]:
-        return found, None
+        return found, compared, None
     found.setdefault(code, base)
     forgetting = {when: base[when]["test"] for when in ("before", "after")}
     kept = {key: base[key] for key in ("change_percent", "test_bytes")}
-    return found, {"language": code, **forgetting, **kept}
+    return found, compared, {"language": code, **forgetting, **kept}
 
 
-def _mean(languages: Mapping[str, Any]) -> dict[str, Any]:
+def _mean(languages: Mapping[str, Any], compared: Mapping[str, Compared]) -> dict[str, Any]:
     """Average the test part over the sites' languages, over the same ones before and after."""
     ours = {code: each for code, each in languages.items() if each["role"] == "site"}
     both = [code for code, each in ours.items() if each["change_percent"] is not None]
@@ -207,7 +254,13 @@ def _mean(languages: Mapping[str, Any]) -> dict[str, Any]:
         "change_percent": _change(before, after),
         "languages": over,
     }
-    return found | _mean_beside([ours[code] for code in over])
+    each = [compared[code] for code in over]
+    means = {
+        rows: together([one[rows] for one in each])
+        for rows in (each[0] if each else ())
+        if all(rows in one for one in each)
+    }
+    return found | _mean_beside([ours[code] for code in over]) | _verdict(means)
 
 
 def _mean_beside(languages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -215,6 +268,7 @@ def _mean_beside(languages: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, values in {
         "six_gram": [each["six_gram"]["test"] for each in languages],
+        "ppmd": [each["ppmd"] for each in languages],
         "mixed": [each["mixed"] for each in languages],
         "after": [each["after"]["test"] for each in languages],
     }.items():
@@ -312,11 +366,11 @@ def _comparison(told: Told, site: str) -> dict[str, Any]:
 
 
 # version, norm, bound, direction, offences so far
-Compared = tuple[int, float, float | None, float | None, int]
+Normed = tuple[int, float, float | None, float | None, int]
 
 
-def _weighed_updates(told: Told, site: str) -> list[Compared]:
-    found: list[Compared] = []
+def _weighed_updates(told: Told, site: str) -> list[Normed]:
+    found: list[Normed] = []
     offences = 0
     for (version, name, _), event in sorted(told.weighed.items()):
         if name == site:
@@ -325,9 +379,9 @@ def _weighed_updates(told: Told, site: str) -> list[Compared]:
     return found
 
 
-def _norms(told: Told, site: str) -> list[Compared]:
+def _norms(told: Told, site: str) -> list[Normed]:
     """Return the same of a run that compared nothing: what its updates say of themselves."""
-    found: list[Compared] = []
+    found: list[Normed] = []
     for update in sorted((u for u in told.updates if u.site == site), key=made):
         bound = update.norm * update.scaled if update.scaled < 1 else None
         found.append((made(update), update.norm, bound, None, 0))

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from boli.journal import (
+    DifferenceJudged,
     Entry,
     Evaluated,
     MixedEvaluated,
     OrderSent,
+    PpmdEvaluated,
     RoundStepped,
     RunFailed,
     RunFinished,
@@ -88,7 +90,11 @@ class Told:
     answers: dict[tuple[str, str], UpdateAccepted | UpdateRejected] = field(default_factory=dict)
     judged: dict[tuple[str, str, str, int], Evaluated] = field(default_factory=dict)
     six_gram: dict[tuple[str, str, str], SixGramEvaluated] = field(default_factory=dict)
+    ppmd: dict[tuple[str, str, str], PpmdEvaluated] = field(default_factory=dict)
     mixed: dict[tuple[str, str, str, int], MixedEvaluated] = field(default_factory=dict)
+    differences: dict[tuple[str, str, str, str, int], DifferenceJudged] = field(
+        default_factory=dict
+    )  # by site, language, a, b, version
     num_lines: dict[str, Any] = field(default_factory=dict)
     bytes_down: Counter[tuple[str, int]] = field(default_factory=Counter)  # by site, version
     benched: dict[str, str] = field(default_factory=dict)
@@ -192,8 +198,12 @@ class Told:
                 lane.judge(self.now, version)
             case SixGramEvaluated(site, language, part):
                 self.six_gram[site, language, part] = event
+            case PpmdEvaluated(site, language, part):
+                self.ppmd[site, language, part] = event
             case MixedEvaluated(site, language, part, version):
                 self.mixed[site, language, part, version] = event
+            case DifferenceJudged(site, language, version):
+                self.differences[site, language, event.a, event.b, version] = event
 
     def _stop(self, at: float, *, asked: bool) -> None:
         stop = {"stopped": at, "resumed": None, "asked": asked, "version": self.version}
@@ -214,6 +224,7 @@ class Told:
         self.restored = {key: value for key, value in self.restored.items() if key <= last}
         self.judged = {key: value for key, value in self.judged.items() if key[3] <= last}
         self.mixed = {key: value for key, value in self.mixed.items() if key[3] <= last}
+        self.differences = {key: value for key, value in self.differences.items() if key[4] <= last}
         for key, answer in list(self.answers.items()):
             if isinstance(answer, UpdateAccepted) and self.told_at[key] >= event.since:
                 del self.answers[key]

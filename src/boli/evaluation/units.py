@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 SPACE = "\N{NO-BREAK SPACE}"
@@ -61,3 +62,13 @@ def duration(seconds: float | None) -> str:
 def utc(seconds: float) -> str:
     """Return Unix time as a date and a time of day."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a number of things."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names with "and" before the last."""
+    return " and ".join([", ".join(names[:-1])] * (len(names) > 1) + [*names[-1:]])

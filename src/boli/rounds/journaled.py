@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from boli.errors import SiteError
 from boli.journal import (
     CopyRead,
+    DifferenceJudged,
     Evaluated,
     Event,
     Journal,
     MixedEvaluated,
+    PpmdEvaluated,
     RoundStepped,
     SixGramEvaluated,
     UpdateAccepted,
@@ -24,12 +26,16 @@ from boli.rounds.transport import Delivery, Joined
 from boli.rounds.update import (
     MOST_COPIES,
     Copy,
+    Difference,
     Judgement,
     Order,
     ServerState,
     UpdateHeader,
     copies_digest,
 )
+
+# Rows of a report, of which a site may tell the difference.
+COMPARED = {("model", "base"), ("model", "six_gram"), ("model", "ppmd"), ("mixed", "six_gram")}
 
 
 def update_accepted(
@@ -61,8 +67,8 @@ def judged(order: Order, header: UpdateHeader, version: int) -> list[Event]:
     """Return the journal's lines on what an answer judged.
 
     What else is told of held-out text is believed only of the lines that were judged, as far as
-    their size shows it, and where it was due: a 6-gram with the base, a mixture with the last
-    version.
+    their size shows it, and where it was due: a 6-gram and PPMd with the base, a mixture and
+    differences with the last version.
     """
     site, events = header.site, list[Event]()
     for one in header.judgements:
@@ -76,11 +82,30 @@ def judged(order: Order, header: UpdateHeader, version: int) -> list[Event]:
     if order.first:
         for one in beside(header.six_gram):
             events.append(SixGramEvaluated(site, one.language, one.part, one.bits, one.bytes))
+        for one in beside(header.ppmd):
+            events.append(PpmdEvaluated(site, one.language, one.part, one.bits, one.bytes))
     elif not order.local_steps:
         for one in beside(header.mixed):
             numbers = version, one.bits, one.bytes
             events.append(MixedEvaluated(site, one.language, one.part, *numbers))
+        for each in _differences(header):
+            events.append(DifferenceJudged(site, version=version, **each.model_dump()))
     return events
+
+
+def _differences(header: UpdateHeader) -> Iterable[Difference]:
+    """Return the differences that can be: of a test part that was judged, between known rows."""
+    tested = {one.language: one.bytes for one in header.judgements if one.part == "test"}
+    found = {(one.language, one.a, one.b): one for one in header.differences}
+    for one in found.values():
+        if one.low is None or one.high is None:
+            sound = one.low is one.high
+        else:
+            sound = one.documents is not None and one.low <= one.high
+        if one.documents is not None:
+            sound &= 0 < one.documents <= tested.get(one.language, 0)
+        if sound and one.language in tested and (one.a, one.b) in COMPARED:
+            yield one
 
 
 def round_stepped(state: ServerState, num_updates: int, norm: float, seconds: float) -> Event:

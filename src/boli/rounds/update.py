@@ -24,6 +24,7 @@ Part = Literal["tuning", "test"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Size = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e30)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Change = Annotated[float, Field(allow_inf_nan=False, ge=-1, le=1e6)]  # a ratio − 1
 Short = Annotated[str, Field(max_length=100)]
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Rank = Annotated[int, Field(ge=1, le=2**15)]
@@ -95,6 +96,20 @@ class Judgement(Message):
     bytes: Count
 
 
+class Difference(Message):
+    """Interval of what one row of a report needs beside another on a test part: a ÷ b − 1.
+
+    It is made at the site, over documents drawn anew, of which nothing else is told.
+    """
+
+    language: Short
+    a: Short  # "model", or "mixed": with n-grams
+    b: Short  # "base", "six_gram" or "ppmd"
+    documents: Count | None = None  # None: nothing says which lines belong together
+    low: Change | None = None  # None: of too few documents, and so is `high`
+    high: Change | None = None
+
+
 class UpdateHeader(Message):
     """What a node says of its answer; the payload travels beside it."""
 
@@ -114,9 +129,12 @@ class UpdateHeader(Message):
     idle_seconds: Size = 0.0
     residual_norm: Size = 0.0  # of what it could not send yet
     judgements: Annotated[tuple[Judgement, ...], Field(max_length=100)] = ()
-    # Of the same lines: by a 6-gram of the site's text, and by the version and n-grams together.
+    # Of the same lines: by a 6-gram and by PPMd on the site's text, and by the version and n-grams
+    # together; and which of these differences are noise.
     six_gram: Annotated[tuple[Judgement, ...], Field(max_length=100)] = ()
+    ppmd: Annotated[tuple[Judgement, ...], Field(max_length=100)] = ()
     mixed: Annotated[tuple[Judgement, ...], Field(max_length=100)] = ()
+    differences: Annotated[tuple[Difference, ...], Field(max_length=400)] = ()
 
 
 class Copy(Message):

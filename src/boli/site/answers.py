@@ -138,7 +138,9 @@ def in_words(
         "your text: whoever studies it can make out some of what the text is about, and whether "
         "a certain sentence is likely to be in it."
     )
-    ngram = ", also under n-grams of the text" if plan.evaluation.ngram else ""
+    beside = ", also under n-grams of the text" if plan.evaluation.ngram else ""
+    if limits.tell_intervals:
+        beside += ", how many documents they are and whether differences are noise"
     told = {
         "asks": f"run {run} of plan {plan.name}, over {num_sites} "
         + ("site" if num_sites == 1 else "sites"),
@@ -148,7 +150,7 @@ def in_words(
         f"{speed}; at most {count(limits.max_order_hours)} h an order",
         "sends": f"for each order one update by codec {plan.codec.name}, computed from about "
         f"{count(tokens)} tokens (at least {count(limits.least_tokens(adapter.kind))}); its mean "
-        f"loss, the bits per byte of the lines to judge{ngram}, numbers of lines, speed; "
+        f"loss, the bits per byte of the lines to judge{beside}, numbers of lines, speed; "
         f"at most {size(limits.max_bytes_a_day)} a day",
         "keeps back": "the text itself, and every file that is not named above",
         "tells": f"{rows} Nothing hides a single site's update from the coordinator yet.",

@@ -59,10 +59,15 @@ TEMPLATE = """\
 # Held-out lines that are judged together, at least: the loss of one line says much about it.
 # min_judged_lines = 10
 
-# true: the bits that n-grams of the site's text need for the lines to judge may be told, two sums
-# for each language and part, once, and once more together with the last version. false: no plan
-# with evaluation.ngram is accepted.
+# true: the bits that n-grams of the site's text, and the compressor PPMd after it, need for the
+# lines to judge may be told, two sums for each language and part, once, and once more together
+# with the last version. false: no plan with evaluation.ngram is accepted.
 # tell_ngram = true
+
+# true: with the last version, whether it differs from the base and from n-grams by more than noise
+# may be told: the number of documents to judge, and the two ends of an interval over them. Of fewer
+# than 6 documents there are no ends. false: it is left out.
+# tell_intervals = true
 
 # The most that an order may ask for: local steps, tokens a step, and hours.
 # max_local_steps = 10_000
@@ -109,6 +114,7 @@ class Limits(BaseModel):
     min_tokens_full: int = Field(16_384, ge=1)
     min_judged_lines: int = Field(10, ge=1)
     tell_ngram: bool = True
+    tell_intervals: bool = True
     max_local_steps: int = Field(10_000, ge=1)
     max_batch_tokens: int = Field(131_072, ge=1)
     max_order_hours: float = Field(24.0, gt=0, allow_inf_nan=False)

@@ -36,6 +36,7 @@ from boli.plan import Plan
 from boli.rounds.transport import Joined, NodeLink, Rejoin, Stop, Version, held_digest
 from boli.rounds.update import (
     Copy,
+    Difference,
     Judgement,
     Order,
     Update,
@@ -62,7 +63,9 @@ class Done:
     evaluate_seconds: float = 0.0
     judgements: tuple[Judgement, ...] = ()
     six_gram: tuple[Judgement, ...] = ()  # of the same lines, with the first judgements
+    ppmd: tuple[Judgement, ...] = ()
     mixed: tuple[Judgement, ...] = ()  # of the same lines, with those of the last version
+    differences: tuple[Difference, ...] = ()  # beside other rows, of the last version
     content: bytes = b""  # the payload as it is, of work that trains nothing
 
 
@@ -293,7 +296,9 @@ class Node:
             residual_norm=0.0 if self.residual is None else _brief(norm_of(self.residual)),
             judgements=done.judgements,
             six_gram=done.six_gram,
+            ppmd=done.ppmd,
             mixed=done.mixed,
+            differences=done.differences if self._tells_intervals else (),
         )
         self.payload = payload
         if self.check is not None:
@@ -301,6 +306,10 @@ class Node:
         self._save()
         self._send()
         self._idle_since = time.monotonic()
+
+    @property
+    def _tells_intervals(self) -> bool:
+        return self.check is None or self.check.limits.tell_intervals
 
     def _expected_bytes(self, order: Order, version: int) -> int:
         codec = at_density(self.codec, order.density)

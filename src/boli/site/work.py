@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from boli.corpus.sources import Split, judged_lines, read_split, share_of
+from boli.corpus.sources import Split, read_split, share_of
 from boli.errors import DivergedError
-from boli.evaluation.baselines import six_gram
 from boli.evaluation.metrics import (
     Bits,
     Scored,
@@ -29,13 +28,14 @@ from boli.model.group import share_out
 from boli.model.layout import Layout, Vector
 from boli.model.local_steps import LocalSteps, OwnGradient, PackedText, token_lines
 from boli.plan import Plan, SitePlan
-from boli.rounds.update import Copy, Judgement, Order, Part
+from boli.rounds.update import Copy, Difference, Judgement, Order, Part
 from boli.site.copies import copies_of
 from boli.site.crew import Crew
+from boli.site.judging import Floats, Rivals
 from boli.site.node import Done
 
 WORST_BITS = 1000.0  # a byte, of text to which a version gives no finite probability
-MOST_MIXED = 8  # versions that n-grams are mixed with, and told of: a run needs 3 at most
+MOST_COMPARED = 8  # versions that are told of beside n-grams and the base: a run needs 3 at most
 
 Judged = dict[tuple[str, Part], Scored | None]  # by language and part; None: it diverged
 
@@ -54,8 +54,10 @@ class TrainingWork:
         num_sites: int = 0,  # of the run; 0: those that the plan names
     ) -> None:
         self.rank = site.rank
-        self._max_lines, self._tells_ngram = plan.evaluation.max_lines, plan.evaluation.ngram
-        self._mixed_before = 0  # versions
+        self._rivals = Rivals(splits, plan.evaluation.max_lines)
+        self._tells_ngram = plan.evaluation.ngram
+        self._untouched: dict[str, Floats] = {}  # by language, bits of test lines under the base
+        self._compared_before = 0  # versions
         self._base, self._splits, self._crew = base, splits, crew
         self.full_layout = adapter_layout(base.model, plan.model.adapter)
         own = own_gradient(plan, site, base, best_device() if crew is None else crew.device)
@@ -107,8 +109,9 @@ class TrainingWork:
             for language in self._splits
         }
         judgements = tuple(self._judgement(*key, scored) for key, scored in judged.items())
-        beside = self._six_gram(judged) if order.first else ()
-        mixed = () if order.first or order.local_steps else self._mixed(judged)
+        beside, compressed = self._beside_base(judged) if order.first else ((), ())
+        last = not order.first and not order.local_steps
+        mixed, differences = self._beside_last(judged) if last else ((), ())
         evaluate_seconds = time.perf_counter() - started
         if not order.local_steps:
             return Done(
@@ -116,7 +119,9 @@ class TrainingWork:
                 evaluate_seconds=evaluate_seconds,
                 judgements=judgements,
                 six_gram=beside,
+                ppmd=compressed,
                 mixed=mixed,
+                differences=differences,
             )
         self.adapter.load(start)
         begun = time.perf_counter()
@@ -139,14 +144,11 @@ class TrainingWork:
             evaluate_seconds,
             judgements,
             beside,
+            compressed,
         )
 
-    def _lines(self, language: str, part: Part) -> list[str]:
-        """Return the lines that are judged."""
-        return judged_lines(self._splits[language].part(part), self._max_lines)
-
     def _score(self, language: str, part: Part) -> Scored | None:
-        base, lines = self._base, self._lines(language, part)
+        base, lines = self._base, self._rivals.lines(language, part)
         with nullcontext() if self._crew is None else self._crew.watched():
             try:
                 return score_lines(base.model, base.tokenizer, lines, base.max_length)
@@ -158,46 +160,71 @@ class TrainingWork:
             found = scored.line_bits().total
         else:
             # A ruined version gives no number. That is a judgment, not a failure of the site.
-            num_bytes = bytes_of(self._lines(language, part))
+            num_bytes = bytes_of(self._rivals.lines(language, part))
             found = Bits(WORST_BITS * num_bytes, num_bytes)
         return Judgement(language=language, part=part, bits=found.bits, bytes=found.bytes)
 
-    def _six_gram(self, judged: Judged) -> tuple[Judgement, ...]:
-        """Return what a 6-gram of the training lines needs for the same lines.
+    def _beside_base(self, judged: Judged) -> tuple[tuple[Judgement, ...], tuple[Judgement, ...]]:
+        """Return what a 6-gram and PPMd on the training lines need for the same lines.
 
-        Only two sums of each part leave; the counts are text, and are gone when this returns.
+        Only two sums of each part leave; the counts are text, and never do.
         """
-        told = []
-        for language in self._splits if self._tells_ngram else ():
-            parts = [part for code, part in judged if code == language]
-            lines = [self._lines(language, part) for part in parts]
-            row = six_gram(self._splits[language].train, [line for some in lines for line in some])
-            start = 0
-            for part, some in zip(parts, lines, strict=True):
-                here = slice(start, start := start + len(some))
-                bits, num_bytes = _rounded(row.bits[here].sum()), int(row.bytes[here].sum())
-                told.append(Judgement(language=language, part=part, bits=bits, bytes=num_bytes))
-        return tuple(told)
+        for (language, part), scored in judged.items():
+            if part == "test" and scored is not None:
+                self._untouched[language] = scored.line_bits().bits
+        if not self._tells_ngram:
+            return (), ()
+        rivals, compressed = self._rivals, []
+        beside = [
+            rivals.judgement(language, part, rivals.six_gram(language, part))
+            for language, part in judged
+        ]
+        for language, part in judged:
+            bits = rivals.ppmd(language) if part == "test" else None
+            if bits is not None:
+                compressed.append(rivals.judgement(language, part, bits))
+        return tuple(beside), tuple(compressed)
 
-    def _mixed(self, judged: Judged) -> tuple[Judgement, ...]:
-        """Return what the version and token n-grams of the training lines together need.
+    def _beside_last(self, judged: Judged) -> tuple[tuple[Judgement, ...], tuple[Difference, ...]]:
+        """Return what the version and token n-grams together need, and which differences are noise.
 
-        The weights are fitted on the tuning part, and only the test part is told of. Few versions
-        are mixed: a coordinator that made up many could read counts out of the sums.
+        Only the test part is told of, and few versions: a coordinator that made up many could read
+        counts, or documents, out of the sums and intervals.
         """
-        if not self._tells_ngram or self._mixed_before >= MOST_MIXED:
-            return ()
-        self._mixed_before += 1
-        told, base = [], self._base
-        for language, split in self._splits.items():
+        mixed: list[Judgement] = []
+        differences: list[Difference] = []
+        if self._compared_before >= MOST_COMPARED:
+            return (), ()
+        self._compared_before += 1
+        for language in self._splits:
             tuning, test = (judged.get((language, part)) for part in ("tuning", "test"))
-            if tuning is None or test is None:
+            if test is None:
                 continue
-            expert = fit_expert(base.model, base.tokenizer, split.train, tuning)
-            found = test.line_bits(expert).total
-            bits = _rounded(found.bits)
-            told.append(Judgement(language=language, part="test", bits=bits, bytes=found.bytes))
-        return tuple(told)
+            rows = {"model": test.line_bits().bits, "base": self._base_bits(language)}
+            if self._tells_ngram:
+                rows["six_gram"] = self._rivals.six_gram(language, "test")
+                rows["ppmd"] = self._rivals.ppmd(language)
+            if self._tells_ngram and tuning is not None:
+                rows["mixed"] = together = self._mixed_bits(language, tuning, test)
+                mixed.append(self._rivals.judgement(language, "test", together))
+            differences += self._rivals.differences(language, rows)
+        return tuple(mixed), tuple(differences)
+
+    def _mixed_bits(self, language: str, tuning: Scored, test: Scored) -> Floats:
+        """Return the bits of each test line, with weights fitted on the tuning part."""
+        base = self._base
+        expert = fit_expert(base.model, base.tokenizer, self._splits[language].train, tuning)
+        return test.line_bits(expert).bits
+
+    def _base_bits(self, language: str) -> Floats | None:
+        """Return the bits of each test line under the untouched base; None: it gives none."""
+        if language not in self._untouched:  # this node did not live yet when it was asked
+            self.adapter.load(self.first)  # every order loads what it needs
+            scored = self._score(language, "test")
+            if scored is None:
+                return None
+            self._untouched[language] = scored.line_bits().bits
+        return self._untouched[language]
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return moments and cursor."""
@@ -211,11 +238,6 @@ class TrainingWork:
         """End the site's further processes; they would hold their GPUs until this one ends."""
         if self._crew is not None:
             self._crew.close()
-
-
-def _rounded(bits: float) -> float:
-    """Return a sum of bits as it is told: finer figures say more of the counts than of the text."""
-    return max(1.0, float(round(bits)))
 
 
 def site_base(plan: Plan, site: SitePlan, origin: str, device: torch.device) -> Base:

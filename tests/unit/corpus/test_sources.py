@@ -11,6 +11,8 @@ import pytest
 
 from boli.corpus.sources import (
     LONGEST_LINE,
+    judged_documents,
+    judged_lines,
     normal_form,
     part_of,
     read_labeled,
@@ -533,6 +535,8 @@ def test_documents_are_those_of_the_held_out_rule(tmp_path: Path, made_up_lines:
     for part in ("tuning", "test"):
         found = split.documents_of(part)
         assert found == [articles[lines.index(line)] for line in split.part(part)]
+        judged = [articles[lines.index(line)] for line in judged_lines(split.part(part), 15)]
+        assert judged_documents(split, part, 15) == judged
 
 
 def test_documents_of_records_are_their_places_and_of_plain_text_unknown(
@@ -552,3 +556,6 @@ def test_documents_of_records_are_their_places_and_of_plain_text_unknown(
     assert len(set(split.documents_of("test"))) == len(split.test)
     split = split_of(tmp_path, write(tmp_path, "txt", lines))["mag"]
     assert split.documents_of("test") is None
+    assert judged_documents(split, "test", 9) is None
+    split = split_of(tmp_path, {"starter": "mag", "lines": 100})["mag"]  # made one by one
+    assert len(set(split.documents_of("test"))) == len(split.test)

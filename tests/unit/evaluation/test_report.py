@@ -16,11 +16,13 @@ from boli.errors import CorruptFileError, RunError
 from boli.evaluation.page import duration, size
 from boli.evaluation.report import figures, write_report
 from boli.journal import (
+    DifferenceJudged,
     Evaluated,
     Event,
     Journal,
     MixedEvaluated,
     OrderSent,
+    PpmdEvaluated,
     RoundStepped,
     RunFinished,
     RunInterrupted,
@@ -393,7 +395,11 @@ def test_six_gram_of_the_same_sites_says_who_wins(story: Callable[..., Story]) -
     assert found["mean"]["six_gram"] == pytest.approx(0.8)
     assert found["mean"]["against_six_gram_percent"] == pytest.approx(-6.25)
     page = html.unescape(write_report(told.folder).read_text(encoding="utf-8"))
-    assert "The model beats a 6-gram of each site's own text by 6.2" in page
+    # Of a mean over two languages; no site said whether that is noise.
+    assert "The model wins: 0.750 bits per byte, 6.2\N{NO-BREAK SPACE}% less than a 6-gram" in page
+    assert "Whether that is noise is not known: no interval was told." in page
+    assert found["without_ppmd"] == ["arrah", "chhapra", "gaya"]
+    assert "PPMd has no figures of arrah, chhapra and gaya: pyppmd is not installed there" in page
     told.at(3, MixedEvaluated("arrah", "bho", "test", 1, 70.0, 100))
     told.at(3, MixedEvaluated("gaya", "mag", "test", 0, 10.0, 100))  # of another version
     told.at(3, MixedEvaluated("gaya", "mag", "test", 1, 50.0, 100))
@@ -401,8 +407,102 @@ def test_six_gram_of_the_same_sites_says_who_wins(story: Callable[..., Story]) -
     found = told.figures()
     assert found["mean"]["mixed"] == pytest.approx(0.6)
     page = html.unescape(write_report(told.folder).read_text(encoding="utf-8"))
-    assert "The model loses to a 6-gram of each site's own text by 25.0" in page
+    assert "A 6-gram wins: 0.600 bits per byte; the model needs 0.750, 25.0" in page
     assert "it needs 0.600, 0.0" in page
+
+
+def compared(told: Story, documents: int | None = 40, **ends: tuple[float, float] | None) -> None:
+    """Two sites that are judged before and after, with intervals beside each rival."""
+    for site, code in told.sites.items():
+        told.at(1, judged(site, code, "test", 0, 2.0))
+        told.at(1, SixGramEvaluated(site, code, "test", 100.0, 100))
+        told.at(1, PpmdEvaluated(site, code, "test", 90.0, 100))
+        told.at(2, judged(site, code, "test", 1, 0.8))
+        told.at(2, MixedEvaluated(site, code, "test", 1, 70.0, 100))
+        for rows in (("model", "base"), ("model", "six_gram"), ("model", "ppmd")):
+            low, high = ends.get(rows[1]) or (None, None)
+            told.at(2, DifferenceJudged(site, code, 1, *rows, documents, low, high))
+        told.at(2, DifferenceJudged(site, code, 1, "mixed", "six_gram", documents, -0.4, 0.1))
+
+
+ENDS = {"base": (-0.7, -0.5), "six_gram": (-0.25, -0.15), "ppmd": (-0.2, -0.05)}
+
+
+def test_report_says_who_wins_and_whether_that_is_noise(story: Callable[..., Story]) -> None:
+    told = story()
+    compared(told, **ENDS)
+    found = told.figures()
+    bho, mean = found["languages"]["bho"], found["mean"]
+    assert (bho["ppmd"], mean["ppmd"], found["without_ppmd"]) == (0.9, 0.9, [])
+    assert bho["documents"] == 40
+    assert bho["differences"]["ppmd"] == {
+        "change_percent": pytest.approx(100 * (0.8 / 0.9 - 1)),
+        "low_percent": pytest.approx(-20),
+        "high_percent": pytest.approx(-5),
+        "documents": 40,
+        "better": "a",
+    }
+    assert bho["winner"]["row"] == mean["winner"]["row"] == "model"
+    assert (bho["winner"]["noise"], mean["winner"]["noise"]) == (False, False)
+    assert mean["differences"]["ppmd"]["documents"] == 80
+    assert mean["differences"]["mixed_to_six_gram"]["better"] is None
+    page = html.unescape(write_report(told.folder).read_text(encoding="utf-8"))
+    page = page.replace("\N{NO-BREAK SPACE}", " ")
+    assert "wins: 0.800 bits per byte, 11.1 % less than PPMd (0.900; 5.0 to 20.0 %), not" in page
+    assert "Over 80 documents none of this is noise." in page
+    assert "30.0 % below the 6-gram, which may be noise." in page
+
+
+def test_difference_within_noise_is_said_to_be(story: Callable[..., Story]) -> None:
+    told = story()
+    compared(told, documents=9, **ENDS | {"ppmd": (-0.3, 0.1)})
+    mean = told.figures()["mean"]
+    assert mean["winner"]["noise"] is True
+    assert mean["winner"]["sentence"].endswith(", which may be noise.")
+    assert mean["verdict"].endswith("Over 18 documents the difference to PPMd may be noise.")
+    page = write_report(told.folder).read_text(encoding="utf-8")
+    assert "fewer than 30 documents (bho 9 and mag 9)" in page
+
+
+@pytest.mark.parametrize("ends", [(-0.1, -0.05), (0.2, 0.3), None])
+def test_interval_that_does_not_hold_its_change_is_not_believed(
+    story: Callable[..., Story], ends: tuple[float, float] | None
+) -> None:
+    told = story()
+    compared(told, **ENDS | {"ppmd": ends})
+    told.at(3, DifferenceJudged("arrah", "bho", 0, "model", "ppmd", 40, -0.2, -0.05))
+    found = told.figures()
+    for figures_of in (found["languages"]["bho"], found["mean"]):
+        assert figures_of["differences"]["ppmd"]["low_percent"] is None
+        assert figures_of["differences"]["ppmd"]["better"] is None
+        assert figures_of["winner"]["noise"] is None
+        assert "; to PPMd no interval was told" in figures_of["verdict"]
+
+
+def test_text_without_documents_leaves_open_what_is_noise(story: Callable[..., Story]) -> None:
+    told = story()
+    compared(told, documents=None)
+    bho = told.figures()["languages"]["bho"]
+    assert bho["documents"] is None
+    assert bho["verdict"].endswith("nothing says which lines belong to one document.")
+
+
+def test_figures_of_other_text_are_not_compared(story: Callable[..., Story]) -> None:
+    told = story()
+    compared(told, **ENDS)
+    told.at(3, PpmdEvaluated("arrah", "bho", "test", 90.0, 99))
+    found = told.figures()
+    assert "ppmd" not in found["languages"]["bho"]["differences"] | found["mean"]["differences"]
+    assert "ppmd" in found["languages"]["mag"]["differences"]
+
+
+def test_what_a_lost_version_said_is_forgotten(story: Callable[..., Story]) -> None:
+    told = story()
+    told.at(1, stepped(1, 200))
+    compared(told, **ENDS)
+    told.at(4, RunResumed(0, [], NOTHING_LOST))
+    told.at(5, judged("arrah", "bho", "test", 1, 0.8))
+    assert told.figures()["languages"]["bho"]["differences"]["ppmd"]["low_percent"] is None
 
 
 def test_runs_without_a_six_gram_say_nothing_of_one(story: Callable[..., Story]) -> None:

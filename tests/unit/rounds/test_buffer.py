@@ -15,8 +15,11 @@ from boli.codec.codec import DenseCodec, encode_frame
 from boli.codec.entries import Entries
 from boli.codec.sparse import SparseCodec
 from boli.journal import (
+    DifferenceJudged,
     Evaluated,
+    Event,
     MixedEvaluated,
+    PpmdEvaluated,
     SixGramEvaluated,
     UpdateAccepted,
     UpdateRejected,
@@ -28,7 +31,7 @@ from boli.rounds.outer import Averaging, Nesterov
 from boli.rounds.schedule import Schedule
 from boli.rounds.sums import GRID, add_to
 from boli.rounds.transport import Delivery
-from boli.rounds.update import Judgement, ServerState, Verdict
+from boli.rounds.update import Difference, Judgement, Order, ServerState, Verdict
 
 Fed = Callable[..., Any]
 THREE = {"arrah": None, "gaya": None, "patna": None}
@@ -741,6 +744,71 @@ def test_mixture_is_believed_of_the_last_version_alone(federation: Fed) -> None:
         Evaluated("gaya", "mag", "test", 0, 80.0, 40),
         MixedEvaluated("gaya", "mag", "test", 0, 50.0, 40),
     ]
+
+
+def test_compressor_is_believed_with_the_base_alone(federation: Fed) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy()
+    here = Judgement(language="mag", part="test", bits=80.0, bytes=40)
+    other = here.model_copy(update={"bytes": 41})
+    values = {"judgements": (here,), "ppmd": (here, other)}
+    vector = np.zeros(fed.layout.size, np.float32)
+    later = state.sites["gaya"].outstanding
+    for order, expected in ((later.model_copy(update={"first": True}), 1), (later, 0)):
+        asked = state.with_site("gaya", outstanding=order)
+        _, _, events = fold_one(strategy, asked, fed.delivery(asked, "gaya", vector, **values))
+        assert sum(isinstance(event, PpmdEvaluated) for event in events) == expected
+
+
+def test_differences_are_believed_of_the_last_version_and_where_they_can_be(
+    federation: Fed,
+) -> None:
+    fed = federation(THREE)
+    state, strategy = fed.state(), fed.strategy()
+    order = state.sites["gaya"].outstanding.model_copy(update={"local_steps": 0})
+    here = Judgement(language="mag", part="test", bits=80.0, bytes=40)
+    sound = Difference(language="mag", a="model", b="base", documents=9, low=-0.25, high=0.5)
+    plain = sound.model_copy(update={"b": "ppmd", "documents": None, "low": None, "high": None})
+    few = sound.model_copy(update={"b": "six_gram", "documents": 2, "low": None, "high": None})
+    wrong = [
+        sound.model_copy(update={"a": "mixed", "b": "six_gram"} | values)
+        for values in (
+            {"b": "base"},
+            {"a": "other"},
+            {"language": "bho"},
+            {"low": 0.75},  # above its other end
+            {"high": None},
+            {"documents": 0},
+            {"documents": 41},  # there are 40 bytes
+            {"documents": None},
+        )
+    ]
+    vector = np.zeros(fed.layout.size, np.float32)
+
+    def told(*differences: Difference, order: Order = order) -> list[Event]:
+        asked = state.with_site("gaya", outstanding=order)
+        values = {"judgements": (here,), "differences": differences}
+        if not order.local_steps:
+            values |= {"tokens": 0, "payload": b""}
+        _, _, events = fold_one(strategy, asked, fed.delivery(asked, "gaya", vector, **values))
+        return [event for event in events if isinstance(event, DifferenceJudged)]
+
+    assert told(sound, plain, few, *wrong, sound) == [
+        DifferenceJudged("gaya", "mag", 0, "model", "base", 9, -0.25, 0.5),
+        DifferenceJudged("gaya", "mag", 0, "model", "ppmd", None, None, None),
+        DifferenceJudged("gaya", "mag", 0, "model", "six_gram", 2, None, None),
+    ]
+    for each in wrong:
+        assert told(each) == []
+    assert told(sound, order=state.sites["gaya"].outstanding) == []
+    assert told(sound, order=order.model_copy(update={"first": True})) == []
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", -1.5, 1e7, "a"])
+def test_interval_with_ends_that_no_change_has_is_no_message(value: object) -> None:
+    facts = {"language": "mag", "a": "model", "b": "base", "documents": 9, "low": 0, "high": value}
+    with pytest.raises(ValidationError):
+        Difference.model_validate(facts)
 
 
 # --- what decoding may cost

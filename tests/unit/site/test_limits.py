@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from boli.errors import PUBLIC_WORDS, LimitError, NotAcceptedError
 from boli.plan import LocalStepsPlan, Plan
 from boli.plan_file import load_plan
 from boli.rounds.transport import Stop
-from boli.rounds.update import Order, UpdateHeader
+from boli.rounds.update import Difference, Order, UpdateHeader
 from boli.site.answers import Answers
 from boli.site.kit import Kit, SiteFolder, kit_of
 from boli.site.limits import (
@@ -305,6 +306,21 @@ def test_site_may_keep_to_itself_what_ngrams_of_its_text_need() -> None:
     keeping.check_plan(shipped("evaluation.ngram=false"))
 
 
+def test_site_may_keep_to_itself_whether_differences_are_noise(tmp_path: Path) -> None:
+    told = Difference(language="bho", a="model", b="base", documents=9, low=-0.5, high=-0.25)
+    for number, tells in enumerate((True, False)):
+        line = Line(asked(local_steps=0, evaluate=("test",)))
+        folder = tmp_path / str(number)
+        one = node(line, folder, in_test(Limits(tell_intervals=tells), folder))
+        perform = one.work.perform
+        one.work.perform = lambda *of, perform=perform: replace(  # type: ignore[method-assign]
+            perform(*of), differences=(told,)
+        )
+        one.run()
+        assert line.sent[0].differences == ((told,) if tells else ())
+        assert line.sent[0].judgements
+
+
 def test_masked_sums_that_are_required_refuse_every_plan() -> None:
     with pytest.raises(LimitError, match="require_masked_sums"):
         Limits(require_masked_sums=True).check_plan(shipped())
@@ -324,7 +340,7 @@ def test_base_is_checked_by_digest_and_by_room() -> None:
 
 def test_each_limit_has_words_of_its_own_at_the_coordinator() -> None:
     """What travels is the limit's name: neither its value nor what was asked."""
-    for name in Limits.model_fields:
+    for name in Limits.model_fields.keys() - {"tell_intervals"}:  # that refuses nothing
         assert "limits." + name.replace("_", "-") in PUBLIC_WORDS
     assert NotAcceptedError("").code in PUBLIC_WORDS
     with pytest.raises(LimitError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from boli.corpus.sources import read_split, share_of
 from boli.errors import ModelError
-from boli.evaluation.baselines import six_gram
+from boli.evaluation.baselines import ppmd, six_gram
+from boli.evaluation.paired import FEWEST_DOCUMENTS
 from boli.plan import Plan
 from boli.rounds.update import Order
 from boli.site.node import Done
@@ -69,29 +71,101 @@ def test_ngrams_are_told_of_once_with_the_base_and_mixed_with_the_last_version(
         assert done is not None
         return done
 
-    monkeypatch.setattr("boli.site.work.MOST_MIXED", 2)
+    monkeypatch.setattr("boli.site.work.MOST_COMPARED", 2)
     work = open_work(plan, site, str(micro_base))
     done = perform(work, order)
-    assert done.mixed == ()
+    assert done.mixed == done.differences == ()
     split = read_split(plan, site.text, site.language)[site.language]
     for judged, one in zip(done.judgements, done.six_gram, strict=True):
         assert (judged.language, judged.part, judged.bytes) == (one.language, one.part, one.bytes)
         lines = sorted(split.part(one.part), key=share_of)[: plan.evaluation.max_lines]
         assert one.bits == round(six_gram(split.train, lines).bits.sum())
+    (compressed,) = done.ppmd
+    assert (compressed.part, compressed.bytes) == ("test", done.six_gram[1].bytes)
+    assert compressed.bits == ppmd(split.train, lines).bits.sum()
     assert perform(work, order).six_gram == done.six_gram
-    assert perform(work, training).six_gram == perform(work, training).mixed == ()
+    assert perform(work, order).ppmd == done.ppmd
+    assert perform(work, training).six_gram == perform(work, training).ppmd == ()
+    assert perform(work, training).mixed == perform(work, training).differences == ()
     done = perform(work, last)
-    assert done.six_gram == ()
+    assert done.six_gram == done.ppmd == ()
+    # A plain file names no documents, so there is no interval.
+    assert {(one.documents, one.low, one.high) for one in done.differences} == {(None,) * 3}
     (mixed,) = done.mixed
     (test,) = [one for one in done.judgements if one.part == "test"]
     assert (mixed.language, mixed.part, mixed.bytes) == (test.language, "test", test.bytes)
     assert 0 < mixed.bits < test.bits
     assert perform(work, last).mixed == done.mixed
-    assert perform(work, last).mixed == ()  # a third version
+    assert perform(work, last).mixed == perform(work, last).differences == ()  # a third version
 
     silent = tiny_plan(tmp_path, evaluation={"ngram": False})
     work = open_work(silent, site, str(micro_base))
-    assert perform(work, order).six_gram == perform(work, last).mixed == ()
+    assert perform(work, order).six_gram == perform(work, order).ppmd == ()
+    done = perform(work, last)
+    assert done.mixed == ()
+    assert [(one.a, one.b) for one in done.differences] == [("model", "base")]
+
+
+def test_intervals_are_over_documents_and_of_few_none_is_told(
+    tiny_plan: Callable[..., Plan],
+    micro_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = [{"path": "bho.txt", "held_out_by": "documents"}]
+    plan = tiny_plan(
+        tmp_path,
+        corpus={"held_out": {"test_percent": 30}},
+        evaluation={"max_lines": 400},
+        site=[{"name": "arrah", "language": "bho", "text": text}],
+    )
+    site, number = plan.site[0], len((tmp_path / "bho.txt").read_text().splitlines())
+    order = Order(
+        order="run-arrah-1",
+        site="arrah",
+        sequence=1,
+        base_version=1,
+        layout="",
+        local_steps=0,
+        evaluate=("tuning", "test"),
+    )
+
+    def told(documents: int) -> tuple[TrainingWork, Done]:
+        names = [f"article {k % documents}\n" for k in range(number)]
+        (tmp_path / "documents").write_text("".join(names), encoding="utf-8")
+        work = open_work(plan, site, str(micro_base))
+        theta = work.first + np.float32(0.02)
+        done = work.perform(order, theta, theta, lambda: 0, lambda *_: True)
+        assert done is not None
+        return work, done
+
+    work, done = told(120)  # it judged no base: the version comes to a node that was started anew
+    found = {(one.a, one.b): one for one in done.differences}
+    assert list(found) == [
+        ("model", "base"), ("model", "six_gram"), ("model", "ppmd"), ("mixed", "six_gram"),
+    ]  # fmt: skip
+    (model,) = [one for one in done.judgements if one.part == "test"]
+    first = order.model_copy(update={"first": True, "base_version": 0})
+    again = work.perform(first, work.first, work.first, lambda: 0, lambda *_: True)
+    assert again is not None
+    base = next(one for one in again.judgements if one.part == "test")
+    for one, rival in (
+        (found["model", "base"], base.bits),
+        (found["model", "six_gram"], again.six_gram[1].bits),
+        (found["model", "ppmd"], again.ppmd[0].bits),
+    ):
+        assert one.low is not None
+        assert one.high is not None
+        assert one.low <= model.bits / rival - 1 <= one.high
+        assert one.low == round(one.low, 4)
+        assert FEWEST_DOCUMENTS <= (one.documents or 0) <= 120
+    monkeypatch.setitem(sys.modules, "pyppmd", None)
+    _, done = told(9)  # of which few are in the test part
+    assert done.ppmd == ()
+    assert {(one.a, one.b) for one in done.differences} == set(found) - {("model", "ppmd")}
+    for one in done.differences:
+        assert 0 < (one.documents or 0) < FEWEST_DOCUMENTS
+        assert (one.low, one.high) == (None, None)
 
 
 def test_site_refuses_a_base_that_loses_its_text(
