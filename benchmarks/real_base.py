@@ -14,7 +14,7 @@ One arm at a time; its row goes into the result file when it is done:
     untouched   Gemma as it comes and cut, beside a run of plans/real.toml (--micro RUN)
     smollm2     SmolLM2-135M, a real Llama, by the same plan at SMOLLM2: LoRA; its adapter is then
                 loaded by transformers and PEFT alone, and has to need the bits that the run told
-    qlora       the same on the base in 4 bits
+    qlora       the same on the base in 4 bits; the adapter is also judged on the base as it was
     keystrokes  what gemma's adapter spares who writes Bhojpuri, beside a word 3-gram and with it
     step        no run: speed and memory of a site's steps in one process (--base, --cut, --steps)
     draw        none: the table and the drawing anew from the result file
@@ -215,6 +215,8 @@ def _smollm2(options: argparse.Namespace, arm: str, quantize: str) -> Row:
     run, used = trained(options, arm, overrides(options, file, SMOLLM2 | more))
     row = told(run, used)
     row["peft"] = in_plain_peft(run, quantize)
+    if quantize != "none":
+        row["peft_on_whole_base"] = in_plain_peft(run, "none")
     worst = max(abs(each["peft"] / each["told"] - 1) for each in row["peft"].values())
     print(f"{arm}: bits in plain PEFT differ by {worst:.2g} at most", flush=True)
     return {"settings": options.set, **row, "peft_equal": worst < NEAR, "peft_differs": worst}
@@ -229,6 +231,7 @@ def in_plain_peft(run: Any, quantize: str) -> dict[str, dict[str, float]]:
     from boli.corpus.sources import judged_lines, read_split
     from boli.model.framing import framing_of
 
+    transformers.utils.logging.disable_progress_bar()
     named = json.loads((run.adapter / "adapter_config.json").read_text())
     more: dict[str, Any] = {}
     if quantize == "4bit":
@@ -241,6 +244,9 @@ def in_plain_peft(run: Any, quantize: str) -> dict[str, dict[str, float]]:
     plain = transformers.AutoModelForCausalLM.from_pretrained(
         named["base_model_name_or_path"], dtype=torch.float32, **more
     )
+    for module in plain.modules():  # else judged by products of bf16, which training never has
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     model = peft.PeftModel.from_pretrained(plain, run.adapter).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(run.adapter)
     frame, report, plan, found = framing_of(tokenizer), run.report(), run.plan, {}

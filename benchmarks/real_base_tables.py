@@ -100,27 +100,31 @@ def sentences(rows: Sequence[Row]) -> Iterator[str]:
 def table(rows: Sequence[Row]) -> str:
     """Return all figures as Markdown."""
     lines = ["# Real bases over three sites", "", *_bits_table(rows), "", *_cost_table(rows)]
-    for arm in ("smollm2", "qlora"):
-        for seed, row in of_arm(rows, arm).items():
-            means = {
-                when: statistics.fmean(
-                    each[when]["test"]
-                    for code, each in row["languages"].items()
-                    if code in row["peft"]
-                )
-                for when in ("before", "after")
-            }
-            lines += [
-                "",
-                f"{arm}, seed {seed}: {means['before']:.3f} → {means['after']:.3f} bits per byte; "
-                f"in plain PEFT the same within {row['peft_differs']:.1g}",
-            ]
+    lines += ["", *_peft_lines(rows)]
     lines += ["", *_keystroke_table(rows), "", *_step_table(rows)]
     lines += ["", *(f"- {said}" for said in sentences(rows))]
     return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
 
 
+def _peft_lines(rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        if "peft" not in row:
+            continue
+        means = [
+            statistics.fmean(row["languages"][code][when]["test"] for code in row["peft"])
+            for when in ("before", "after")
+        ]
+        whole = row.get("peft_on_whole_base", {}).values()
+        beside = f", {statistics.fmean(e['peft'] for e in whole):.3f} on the whole base"
+        yield (
+            f"- {row['arm']}, seed {row['seed']}: {means[0]:.3f} → {means[1]:.3f} bits per byte; "
+            f"in plain PEFT the same within {row['peft_differs']:.1g}{beside if whole else ''}"
+        )
+
+
 def _bits_table(rows: Sequence[Row]) -> Iterator[str]:
+    if not any("judged" in row for row in rows):
+        return
     yield "Bits per byte of the test part (held-out articles), and of FLORES-200; seeds apart:"
     yield ""
     yield "| arm | seed | | bho | mag | hne | mean | FLORES, mean |"
