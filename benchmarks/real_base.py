@@ -14,7 +14,7 @@ One arm at a time; its row goes into the result file when it is done:
     untouched   Gemma as it comes and cut, beside a run of plans/real.toml (--micro RUN)
     smollm2     SmolLM2-135M, a real Llama, by the same plan at SMOLLM2: LoRA; its adapter is then
                 loaded by transformers and PEFT alone, and has to need the bits that the run told
-    qlora       the same on the base in 4 bits; the adapter is also judged on the base as it was
+    qlora       the same on the base in 4 bits; the adapter is also judged on the base unquantized
     keystrokes  what gemma's adapter spares who writes Bhojpuri, beside a word 3-gram and with it
     step        no run: speed and memory of a site's steps in one process (--base, --cut, --steps)
     draw        none: the table and the drawing anew from the result file

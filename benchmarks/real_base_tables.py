@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -103,7 +104,7 @@ def table(rows: Sequence[Row]) -> str:
     lines += ["", *_peft_lines(rows)]
     lines += ["", *_keystroke_table(rows), "", *_step_table(rows)]
     lines += ["", *(f"- {said}" for said in sentences(rows))]
-    return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
 
 
 def _peft_lines(rows: Sequence[Row]) -> Iterator[str]:
@@ -114,11 +115,11 @@ def _peft_lines(rows: Sequence[Row]) -> Iterator[str]:
             statistics.fmean(row["languages"][code][when]["test"] for code in row["peft"])
             for when in ("before", "after")
         ]
-        whole = row.get("peft_on_whole_base", {}).values()
-        beside = f", {statistics.fmean(e['peft'] for e in whole):.3f} on the whole base"
+        whole = [each["peft"] for each in row.get("peft_on_whole_base", {}).values()]
+        beside = f", {statistics.fmean(whole):.3f} on the base in full precision" if whole else ""
         yield (
             f"- {row['arm']}, seed {row['seed']}: {means[0]:.3f} → {means[1]:.3f} bits per byte; "
-            f"in plain PEFT the same within {row['peft_differs']:.1g}{beside if whole else ''}"
+            f"in plain PEFT the same within {row['peft_differs']:.1g}{beside}"
         )
 
 
