@@ -278,7 +278,7 @@ class Remembered:
     def candidates(self, before: str, prefix: str, most: int) -> list[tuple[str, float]]:
         """Return the likeliest words."""
         if (before, prefix) not in self.known:
-            self.known[before, prefix] = self.of.candidates(before, prefix, 50)
+            self.known[before, prefix] = self.of.candidates(before, prefix, 8)
         return self.known[before, prefix][:most]
 
 
