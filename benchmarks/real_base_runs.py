@@ -8,10 +8,10 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -88,23 +88,30 @@ class Used:
 
     def watch(self, command: Sequence[str]) -> None:
         """Run a command to its end, and look at its processes once a second."""
-        seconds, before = self.facts["seconds"], Counter(self.facts["cpu_seconds"])
+        seconds, before = self.facts["seconds"], dict(self.facts["cpu_seconds"])
         ticks: dict[tuple[str, int], float] = {}  # CPU-seconds by role and process
         started = time.monotonic()
         child = subprocess.Popen(command)
-        while child.poll() is None:
-            for role, process, cpu, peak in _processes(child.pid):
-                ticks[role, process] = cpu
-                self.facts["peak_bytes"][role] = max(peak, self.facts["peak_bytes"].get(role, 0))
-            cpu_seconds = before.copy()
-            for (role, _), cpu in ticks.items():
-                cpu_seconds[role] += cpu
-            self.facts |= {"seconds": seconds + time.monotonic() - started}
-            self.facts |= {"cpu_seconds": dict(cpu_seconds)}
-            self.path.write_text(json.dumps(self.facts))
-            # Ctrl-C reaches the run as well: it stops by itself, and is waited for.
-            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-                child.wait(1.0)
+        # Ctrl-C reaches the run as well: it stops by itself, and is waited for.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            while child.poll() is None:
+                self._look(child.pid, ticks)
+                self.facts["seconds"] = seconds + time.monotonic() - started
+                self.facts["cpu_seconds"] = dict(before)
+                for (role, _), cpu in ticks.items():
+                    self.facts["cpu_seconds"][role] = self.facts["cpu_seconds"].get(role, 0.0) + cpu
+                self.path.write_text(json.dumps(self.facts))
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(1.0)
+        finally:
+            signal.signal(signal.SIGINT, handler)
+
+    def _look(self, root: int, ticks: dict[tuple[str, int], float]) -> None:
+        peaks = self.facts["peak_bytes"]
+        for role, process, cpu, peak in _processes(root):
+            ticks[role, process] = cpu
+            peaks[role] = max(peak, peaks.get(role, 0))
 
 
 def _processes(root: int) -> Iterator[tuple[str, int, float, int]]:
