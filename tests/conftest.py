@@ -114,11 +114,11 @@ def corpora() -> Path:
 
 @pytest.fixture(scope="session")
 def real_bases(pytestconfig: pytest.Config) -> dict[str, Path]:
-    """Return GGUF files of real bases by name: benchmarks/real_bases.py says how to get them."""
+    """Return GGUF files of real bases by name: benchmarks/real_base.py says how to get them."""
     folder = pytestconfig.getoption("--wheels")
     if folder is None:
         pytest.skip("no real bases: give --wheels DIR")
-    module = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "real_bases.py"))
+    module = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "real_base_runs.py"))
     found: dict[str, Path] = module["find_bases"](folder)
     return found
 

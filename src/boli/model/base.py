@@ -22,7 +22,7 @@ from boli.model.adapter import attach
 from boli.model.local_steps import LocalSteps, PackedText, computes_in_half, token_lines
 from boli.model.tokenizer import tokenizer_from_counts, train_tokenizer, words_in
 from boli.plan import AdapterPlan, BasePlan, LocalStepsPlan, MicroPlan
-from boli.pretrained import find_gguf, folder_of, load_model, load_part, load_tokenizer
+from boli.pretrained import CONFIG, find_gguf, folder_of, load_model, load_part, load_tokenizer
 
 BUILD_SECONDS = 3600.0  # that a process waits while another builds the same base
 MICRO_FORMAT = 2  # of the folder that a micro-LLM is cached in; part of its hash
@@ -299,6 +299,29 @@ def built(name: str, build: Callable[[Path], None]) -> Path:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def save_base(model: Any, folder: Path) -> None:
+    """Write a model as transformers has it, to be computed in float32 if it is kept in float16.
+
+    Whoever loads it takes the precision that its config names. In float16 what passes between
+    the layers of Gemma 3 overflows, though its weights do not.
+    """
+    half = model.dtype == torch.float16
+    model.save_pretrained(folder)
+    if half:
+        path = folder / CONFIG
+        config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"}
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def kept_in(folder: Path) -> torch.dtype | str:
+    """Return float16 where all weights of a folder are kept in it, and "auto" elsewhere."""
+    found = set()
+    for path in folder.glob("*.safetensors"):
+        with safetensors.safe_open(str(path), "pt") as file:
+            found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return torch.float16 if found == {"F16"} else "auto"
 
 
 def _pretrain(

@@ -136,10 +136,10 @@ def load_adapter(folder: Path) -> Adapted:
         named = json.loads(config.read_text(encoding="utf-8"))
         origin = str(named["base" if config == whole else "base_model_name_or_path"])
         place = folder_of(origin)
-        plain = load_model(transformers.AutoModelForCausalLM, place).to(best_device())
+        plain = _in_float32(place)
         tokenizer = load_part(transformers.AutoTokenizer, place)
         if config == whole:
-            model = load_model(transformers.AutoModelForCausalLM, folder).to(best_device())
+            model = _in_float32(folder)
             return Adapted(model, tokenizer, origin, plain)
         _refuse_adapter_code(folder, named)
         model = PeftModel.from_pretrained(plain, str(folder))
@@ -150,6 +150,14 @@ def load_adapter(folder: Path) -> Adapted:
             "base_model_name_or_path in adapter_config.json must name the base",
         ) from error
     return Adapted(model, tokenizer, origin)
+
+
+def _in_float32(folder: Path) -> Any:
+    """Load a model in float32: in what it is kept in, it may overflow."""
+    import transformers
+
+    loaded = load_model(transformers.AutoModelForCausalLM, folder, dtype=torch.float32)
+    return loaded.to(best_device())
 
 
 def _refuse_adapter_code(folder: Path, config: dict[str, Any]) -> None:

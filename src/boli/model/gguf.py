@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from boli.errors import ModelError
-from boli.model.base import built
+from boli.model.base import built, save_base
 from boli.model.base_check import check_base, check_size, is_allowed_name, known_keys
 from boli.model.framing import framing_of
 from boli.pretrained import load_gguf, load_part, refused
 
-FORMAT = 1  # of what a file is converted to; part of the cache's name
+FORMAT = 2  # of what a file is converted to; part of the cache's name
 # What general.architecture may be, and which models have it.
 ARCHITECTURES = {
     "llama": "Llama, Mistral, SmolLM2",
@@ -277,6 +277,6 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     # Blocks of a few bits have 16-bit scales: half precision holds what they say.
     largest = max(float(p.detach().abs().max()) for p in model.parameters())
     model = model.to(torch.float16) if largest < LARGEST_HALF else model
-    model.save_pretrained(folder)
+    save_base(model, folder)
     tokenizer.init_kwargs.pop("local_files_only", None)  # how it was loaded, not what it is
     tokenizer.save_pretrained(folder)

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from boli.errors import ModelError
-from boli.model.base import built
+from boli.model.base import built, kept_in, save_base
 from boli.model.base_check import TOKENIZER, check_base, is_allowed_name
 from boli.model.framing import END_OF_TEXT, framing_of
 from boli.pretrained import CONFIG, load_config, load_model, load_part, refused
 
-FORMAT = 1  # of a base that was cut; part of the cache's name
+FORMAT = 2  # of a base that was cut; part of the cache's name
 # Whose embedding and head are the only parts that know the vocabulary.
 LAYOUTS = ("llama", "mistral", "gemma3_text", "qwen2", "qwen3", "bloom", "gpt2")
 LINES_AT_ONCE = 1000
@@ -314,11 +314,11 @@ def build_cut(origin: Path, pieces: Collection[str]) -> Path:
 
     def build(folder: Path) -> None:
         transformers.utils.logging.disable_progress_bar()
-        model = load_model(transformers.AutoModelForCausalLM, origin, dtype="auto")
+        model = load_model(transformers.AutoModelForCausalLM, origin, dtype=kept_in(origin))
         whole = model.get_input_embeddings().num_embeddings
         cut_model(model, cut.kept)
         _renumber_config(model, cut.kept)
-        model.save_pretrained(folder)
+        save_base(model, folder)
         cut_down.save_pretrained(folder)
         about = {"vocabulary": {"pieces": len(cut.kept), "of": whole}}
         (folder / "boli.json").write_text(json.dumps(about) + "\n", encoding="utf-8")

@@ -125,7 +125,7 @@ GEMMA = {"hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18}
     ("form", "sizes", "measured"),
     [
         # Peaks of processes that took steps of 8 × 128 tokens with LoRA of rank 16:
-        # benchmarks/real_bases.py, weights in half precision on the disk.
+        # benchmarks/real_base.py, weights in half precision on the disk.
         (transformers.LlamaConfig, SMOLLM2, 1.41e9),
         (transformers.Gemma3TextConfig, GEMMA | {"vocab_size": 11_240}, 1.30e9),
         (transformers.Gemma3TextConfig, GEMMA | {"vocab_size": 262_144}, 2.27e9),

@@ -130,6 +130,22 @@ def test_config_says_what_a_reader_needs(
     assert (tmp_path / "tokenizer.json").is_file()
 
 
+def test_base_in_half_precision_is_computed_in_whole(
+    family_folder: Callable[[str], Path], load_tiny: Load, tmp_path: Path
+) -> None:
+    import transformers
+
+    half = transformers.AutoModelForCausalLM.from_pretrained(family_folder("gemma3")).half()
+    half.save_pretrained(tmp_path / "base")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(family_folder("gemma3"))
+    tokenizer.save_pretrained(tmp_path / "base")
+    base = load_tiny(tmp_path / "base")
+    _, expected = exported(tmp_path / "base", AdapterPlan(rank=3), base, tmp_path / "adapter")
+    adapted = load_adapter(tmp_path / "adapter")
+    assert {p.dtype for p in adapted.model.parameters()} == {torch.float32}
+    assert torch.allclose(logits(adapted.model), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_loaded_adapter_can_be_put_aside(
     family_folder: Callable[[str], Path], load_tiny: Load, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from boli.errors import ModelError
-from boli.model.base import check_origin
+from boli.model.base import check_origin, kept_in
 from boli.model.framing import framing_of
 from boli.model.gguf import build_from_gguf, read_header
 from boli.pretrained import find_gguf
@@ -89,7 +89,9 @@ def test_gguf_becomes_a_folder_that_plain_transformers_loads(small: tuple[Path, 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     before = transformers.AutoModelForCausalLM.from_pretrained(origin, dtype=torch.float32)
     tokens = torch.arange(40).view(2, 20)
-    # Half precision on the disk.
+    # Half precision on the disk, and yet not what it is computed in.
+    assert kept_in(folder) == torch.float16
+    assert transformers.AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float32
     assert torch.allclose(model(tokens).logits, before(tokens).logits, atol=2e-2)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert tokenizer.decode(tokenizer("गया, पटना")["input_ids"]) == "गया, पटना"

@@ -13,7 +13,7 @@ import transformers
 from transformers import PreTrainedTokenizerFast
 
 from boli.errors import ModelError
-from boli.model.base import train_tokenizer
+from boli.model.base import kept_in, save_base, train_tokenizer
 from boli.model.framing import framing_of
 from boli.model.vocabulary import (
     build_cut,
@@ -177,6 +177,18 @@ def test_model_says_the_same_of_what_is_kept(family: Path, made_up_lines: Lines)
         before = whole(torch.tensor([tokens_of(tokenizer, line)])).logits[0][:, kept]
         after = small(torch.tensor([tokens_of(cut, line)])).logits[0]
         assert torch.allclose(before, after, atol=1e-5)
+
+
+def test_base_in_half_precision_stays_so_on_the_disk_alone(
+    family_folder: Callable[[str], Path], tmp_path: Path, made_up_lines: Lines
+) -> None:
+    origin = family_folder("gemma3")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(origin)
+    tokenizer.save_pretrained(tmp_path)
+    save_base(transformers.AutoModelForCausalLM.from_pretrained(origin).half(), tmp_path)
+    folder = build_cut(tmp_path, piece_counts(tokenizer, made_up_lines("hin", 3)))
+    assert kept_in(folder) == torch.float16
+    assert transformers.AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float32
 
 
 def test_layout_whose_other_parts_may_know_the_vocabulary_is_refused(
