@@ -12,6 +12,7 @@ A run's folder:
     sites/NAME/     each site's own state and log; on another machine, it stays there
     adapter/        the result, in PEFT's format (a whole model for adapter kind "full");
                     its README.md says which version it is, and whether it is better than the base
+    personal/NAME/  a site's own adapter, trained on with its text alone
     report.html, report.json
 """
 
@@ -41,7 +42,7 @@ from boli.journal import (
     VersionExported,
     read_head,
 )
-from boli.model.layout import Layout
+from boli.model.layout import Layout, Vector
 from boli.plan import Plan, VocabularyPlan
 from boli.plan_file import plan_from_tables
 from boli.preparation import (
@@ -71,6 +72,7 @@ from boli.signature import SigningKey, own_fingerprint, own_key
 
 if TYPE_CHECKING:
     from boli.evaluation.forecast import Forecast
+    from boli.site.personal import Personal
 
 
 WAITING = "waiting for the sites"
@@ -179,6 +181,40 @@ class Run:
         run = str(read_json(self.folder / "run.json")["run"])
         version, saved = (found[0].version, found[0].journal_seq) if found else (0, -1)
         journal.seal(run, version, saved)
+
+    def personalize(
+        self,
+        site: str,
+        passes: float,
+        observe: Callable[[int, int, float], None] = lambda *_: None,
+    ) -> tuple[Personal, Path | None]:
+        """Train the exported version on with one site's text, for that site alone.
+
+        Returns what came out and its adapter's folder; None where the version is better.
+
+        Raises:
+            RunError: the run is not finished.
+            BoliError: the site's text, the base or a checkpoint is not there or not whole.
+        """
+        from boli.site.personal import personalize, readme, site_of
+
+        if not self.finished:
+            raise RunError(f"run {self.id} is not finished", f"boli train --resume {self.id}")
+        own = own_fingerprint()
+        told, _, found = self._verified(own, own)
+        told.check()
+        assert found is not None  # a finished run has one
+        plan, theta = self.plan, found[0].theta
+        _let_threads_sleep()
+        origin = Prepared(**read_json(self.folder / "run.json")).base
+        made = personalize(plan, site_of(plan, site), origin, theta, passes, observe)
+        if not made.steps:
+            return made, None
+        folder = self.folder / "personal" / site
+        _export(
+            folder, made.theta, plan, open_base(plan, origin, ignore), readme(self.id, site, made)
+        )
+        return made, folder
 
     @property
     def _journal(self) -> Path:
@@ -555,23 +591,29 @@ def _finish(
     """Export the adapter, and judge the base language once more with it."""
     from boli.evaluation.card import card, exported_figures
     from boli.model.adapter import attach
-    from boli.model.export import export_adapter
 
-    unfinished = run.folder / ".adapter"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir()
-        export_adapter(state.theta, plan.model.adapter, base, unfinished)
-        text = card(run.id, plan, exported_figures(exported))
-        (unfinished / "README.md").write_text(text, encoding="utf-8")
-        sync_tree(unfinished)
-        shutil.rmtree(run.adapter, ignore_errors=True)
-        unfinished.rename(run.adapter)
-    except OSError as error:
-        raise storage_error(run.adapter, error) from error
+    text = card(run.id, plan, exported_figures(exported))
+    _export(run.adapter, state.theta, plan, base, text)
     if prepared.base_before:
         attach(base.model, plan.model.adapter).load(state.theta)
         note_base(plan, journal, state.version, judge_base(plan, base))
+
+
+def _export(folder: Path, theta: Vector, plan: Plan, base: Any, readme: str) -> None:
+    """Write an adapter's folder as a whole, or leave what was there."""
+    from boli.model.export import export_adapter
+
+    unfinished = folder.with_name(f".{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        export_adapter(theta, plan.model.adapter, base, unfinished)
+        (unfinished / "README.md").write_text(readme, encoding="utf-8")
+        sync_tree(unfinished)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    except OSError as error:
+        raise storage_error(folder, error) from error
 
 
 def check(plan: Plan) -> Forecast:

@@ -435,3 +435,50 @@ def test_other_settings_train_too_and_their_adapter_is_what_was_judged(
     assert judged.returncode == 0, judged.stderr
     row = next(line.split() for line in judged.stdout.splitlines() if "held.txt" in line)
     assert float(row[3]) == pytest.approx(report["languages"]["bho"]["after"]["test"], abs=0.02)
+
+
+def test_site_trains_its_own_adapter_on_and_learns_whether_that_helps(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    arguments = ["personalize", finished.name, "--site", "arrah", "--runs", str(finished.parent)]
+    done = CliRunner().invoke(app, [*arguments, "--passes", "20"])
+    assert done.exit_code == 0, done.output
+    own = finished / "personal" / "arrah"
+    assert f"adapter  {own}" in done.output
+    assert "6-gram of the same text" in done.output
+    assert "nothing says which lines belong to one document" in done.output  # of plain text
+    assert "share it as you would share the text" in (own / "README.md").read_text()
+    # Nothing of the run is touched, and what was written is an adapter like any other.
+    assert before == {path: path.read_bytes() for path in before}
+    text = finished.parent / "held-out.txt"
+    plan = load_plan(next(finished.parent.parent.glob("plan*/tiny.toml")))
+    split = read_split(plan, plan.site[0].text, "bho")["bho"]
+    text.write_text("\n".join(split.test), encoding="utf-8")
+    judged = CliRunner().invoke(app, ["evaluate", str(own), "--text", str(text), "--json"])
+    run = CliRunner().invoke(
+        app, ["evaluate", str(finished / "adapter"), "--text", str(text), "--json"]
+    )
+    mine, theirs = (json.loads(each.output)["tests"][0] for each in (judged, run))
+    assert mine["adapted"] < theirs["adapted"]
+    assert mine["base"] == pytest.approx(theirs["base"])
+
+
+def test_personalize_says_which_sites_there_are_and_that_a_run_must_be_finished(
+    finished: Path, tmp_path: Path
+) -> None:
+    def said(run: Path, site: str) -> str:
+        arguments = ["personalize", str(run), "--site", site]
+        done = subprocess.run(
+            [sys.executable, "-m", "boli.cli.main", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode > 2, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "its sites are: arrah, gaya" in said(finished, "nowhere")
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    shutil.copy(finished / "plan.json", unfinished)
+    assert "is not finished" in said(unfinished, "arrah")

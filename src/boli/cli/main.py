@@ -14,7 +14,7 @@ import typer
 import typer.core
 
 import boli
-from boli.cli import evaluate, fidelity, fleet, flower, language, pool, prepare, speech
+from boli.cli import evaluate, fidelity, fleet, flower, language, personalize, pool, prepare, speech
 from boli.cli.doctor import doctor
 from boli.errors import BoliError, RunError
 
@@ -177,6 +177,7 @@ def check(plan: Annotated[Path, typer.Argument()], overrides: Overrides = None) 
 
 
 evaluate.register(app)
+personalize.register(app)
 
 
 @app.command(

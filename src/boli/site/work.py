@@ -54,11 +54,11 @@ class TrainingWork:
         num_sites: int = 0,  # of the run; 0: those that the plan names
     ) -> None:
         self.rank = site.rank
-        self._rivals = Rivals(splits, plan.evaluation.max_lines)
+        self.rivals = Rivals(splits, plan.evaluation.max_lines)
         self._tells_ngram = plan.evaluation.ngram
         self._untouched: dict[str, Floats] = {}  # by language, bits of test lines under the base
         self._compared_before = 0  # versions
-        self._base, self._splits, self._crew = base, splits, crew
+        self.base, self.splits, self._crew = base, splits, crew
         self.full_layout = adapter_layout(base.model, plan.model.adapter)
         own = own_gradient(plan, site, base, best_device() if crew is None else crew.device)
         self.adapter = own.adapter
@@ -104,9 +104,9 @@ class TrainingWork:
         self.adapter.load(self.first if order.first else theta)
         started = time.perf_counter()
         judged: Judged = {
-            (language, part): self._score(language, part)
+            (language, part): self.score(language, part)
             for part in order.evaluate
-            for language in self._splits
+            for language in self.splits
         }
         judgements = tuple(self._judgement(*key, scored) for key, scored in judged.items())
         beside, compressed = self._beside_base(judged) if order.first else ((), ())
@@ -147,8 +147,9 @@ class TrainingWork:
             compressed,
         )
 
-    def _score(self, language: str, part: Part) -> Scored | None:
-        base, lines = self._base, self._rivals.lines(language, part)
+    def score(self, language: str, part: Part) -> Scored | None:
+        """Return what the loaded model says of a part; None: it gives nothing finite."""
+        base, lines = self.base, self.rivals.lines(language, part)
         with nullcontext() if self._crew is None else self._crew.watched():
             try:
                 return score_lines(base.model, base.tokenizer, lines, base.max_length)
@@ -160,7 +161,7 @@ class TrainingWork:
             found = scored.line_bits().total
         else:
             # A ruined version gives no number. That is a judgment, not a failure of the site.
-            num_bytes = bytes_of(self._rivals.lines(language, part))
+            num_bytes = bytes_of(self.rivals.lines(language, part))
             found = Bits(WORST_BITS * num_bytes, num_bytes)
         return Judgement(language=language, part=part, bits=found.bits, bytes=found.bytes)
 
@@ -174,7 +175,7 @@ class TrainingWork:
                 self._untouched[language] = scored.line_bits().bits
         if not self._tells_ngram:
             return (), ()
-        rivals, compressed = self._rivals, []
+        rivals, compressed = self.rivals, []
         beside = [
             rivals.judgement(language, part, rivals.six_gram(language, part))
             for language, part in judged
@@ -196,31 +197,31 @@ class TrainingWork:
         if self._compared_before >= MOST_COMPARED:
             return (), ()
         self._compared_before += 1
-        for language in self._splits:
+        for language in self.splits:
             tuning, test = (judged.get((language, part)) for part in ("tuning", "test"))
             if test is None:
                 continue
             rows = {"model": test.line_bits().bits, "base": self._base_bits(language)}
             if self._tells_ngram:
-                rows["six_gram"] = self._rivals.six_gram(language, "test")
-                rows["ppmd"] = self._rivals.ppmd(language)
+                rows["six_gram"] = self.rivals.six_gram(language, "test")
+                rows["ppmd"] = self.rivals.ppmd(language)
             if self._tells_ngram and tuning is not None:
-                rows["mixed"] = together = self._mixed_bits(language, tuning, test)
-                mixed.append(self._rivals.judgement(language, "test", together))
-            differences += self._rivals.differences(language, rows)
+                rows["mixed"] = together = self.mixed_bits(language, tuning, test)
+                mixed.append(self.rivals.judgement(language, "test", together))
+            differences += self.rivals.differences(language, rows)
         return tuple(mixed), tuple(differences)
 
-    def _mixed_bits(self, language: str, tuning: Scored, test: Scored) -> Floats:
+    def mixed_bits(self, language: str, tuning: Scored, test: Scored) -> Floats:
         """Return the bits of each test line, with weights fitted on the tuning part."""
-        base = self._base
-        expert = fit_expert(base.model, base.tokenizer, self._splits[language].train, tuning)
+        base = self.base
+        expert = fit_expert(base.model, base.tokenizer, self.splits[language].train, tuning)
         return test.line_bits(expert).bits
 
     def _base_bits(self, language: str) -> Floats | None:
         """Return the bits of each test line under the untouched base; None: it gives none."""
         if language not in self._untouched:  # this node did not live yet when it was asked
             self.adapter.load(self.first)  # every order loads what it needs
-            scored = self._score(language, "test")
+            scored = self.score(language, "test")
             if scored is None:
                 return None
             self._untouched[language] = scored.line_bits().bits
