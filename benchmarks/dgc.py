@@ -173,7 +173,7 @@ def judge(works: list[TrainingWork], theta: np.ndarray, part: str) -> float:
     found = []
     for work in works:
         work.adapter.load(theta)
-        judged = [work._judge(language, part) for language in work._splits]
+        judged = [work.score(language, part).line_bits().total for language in work.splits]
         found.append(sum(each.bits for each in judged) / sum(each.bytes for each in judged))
     return statistics.mean(found)
 

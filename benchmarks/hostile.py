@@ -353,8 +353,8 @@ def run(arm: Arm, data: Path) -> dict[str, Any]:
 def judge(work: Any, theta: np.ndarray | None) -> float:
     """Return bits per byte of a site's test part."""
     work.adapter.load(work.first if theta is None else theta)
-    work._max_lines = TEST_LINES
-    judged = [work._judge(language, "test") for language in work._splits]
+    work.rivals.max_lines = TEST_LINES
+    judged = [work.score(language, "test").line_bits().total for language in work.splits]
     return sum(each.bits for each in judged) / sum(each.bytes for each in judged)
 
 
@@ -363,7 +363,7 @@ def payload_bits(work: Any, theta: np.ndarray) -> float:
     from boli.evaluation.metrics import bits_per_byte
 
     work.adapter.load(theta)
-    base = work._base
+    base = work.base
     starts = ["आज", "गाँव में", "काल्ह साँझ के", "हमनी के"]
     found = []
     for start in starts:

@@ -79,12 +79,13 @@ class Text:
     judged: dict[str, tuple[list[str], list[str]]]
 
 
-def texts(options: argparse.Namespace) -> dict[str, Text]:
+def texts(options: argparse.Namespace, plan: Any = None) -> dict[str, Text]:
     """Return the text of each site's language, as a run divides it, and lines of FLORES."""
     import boli
     from boli.corpus.sources import judged_lines, read_lines, read_split
 
-    plan, found, most = boli.load_plan(PLAN, overrides(options, "none/none")), {}, options.most
+    plan = plan or boli.load_plan(PLAN, overrides(options, "none/none"))
+    found, most = {}, options.most
     for site in plan.site:
         for language, split in read_split(plan, site.text, site.language).items():
             other = judged_lines(read_lines(options.data / FLORES.format(language)), FLORES_LINES)
@@ -131,18 +132,29 @@ def judge(base: Any, text: Text, names: tuple[str, str, str]) -> dict[str, dict[
 
 def judge_adapter(options: argparse.Namespace, folder: Path) -> Row:
     """Judge an adapter, with and without n-grams, its base, the 6-gram and PPMd, by language."""
-    from boli.evaluation.baselines import baselines
     from boli.model.export import load_adapter
 
     adapted, found = load_adapter(folder), {}
     for language, text in texts(options).items():
         found[language] = judge(adapted, text, ("model", "model + n-gram", "base untouched"))
-        for part, (lines, articles) in text.judged.items():
-            for row in baselines(text.train, lines):
-                if not row.missing:
-                    found[language][part][row.name] = by_article(row.bits, row.bytes, articles)
+        for part, rows in judge_baselines(text).items():
+            found[language][part] |= rows
         print(f"judged {language}", flush=True)
     return {"judged": found}
+
+
+def judge_baselines(text: Text) -> dict[str, dict[str, Sums]]:
+    """Return part → name → sums of the 6-gram and PPMd after a site's text."""
+    from boli.evaluation.baselines import baselines
+
+    return {
+        part: {
+            row.name: by_article(row.bits, row.bytes, articles)
+            for row in baselines(text.train, lines)
+            if not row.missing
+        }
+        for part, (lines, articles) in text.judged.items()
+    }
 
 
 def gemma(options: argparse.Namespace) -> Row:

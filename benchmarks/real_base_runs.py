@@ -136,7 +136,9 @@ def _processes(root: int) -> Iterator[tuple[str, int, float, int]]:
             yield command[command.index(NODE) + 2], process, cpu, peak
 
 
-def trained(options: argparse.Namespace, arm: str, settings: Sequence[str]) -> tuple[Any, Used]:
+def trained(
+    options: argparse.Namespace, arm: str, settings: Sequence[str], plan: Path = PLAN
+) -> tuple[Any, Used]:
     """Return the finished run of an arm: found, gone on with, or made by `boli train`."""
     import boli
 
@@ -149,7 +151,7 @@ def trained(options: argparse.Namespace, arm: str, settings: Sequence[str]) -> t
         if there:
             command += ["--resume", there[0].id]
         else:
-            command += [str(PLAN), *(part for each in settings for part in ("--set", each))]
+            command += [str(plan), *(part for each in settings for part in ("--set", each))]
         print(f"{arm}: {' '.join(command)}", flush=True)
         used.watch(command)
         there = boli.list_runs(folder)

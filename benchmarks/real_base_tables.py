@@ -73,7 +73,17 @@ def bits(row: Row, name: str, part: str) -> dict[str, float]:
 
 def sentences(rows: Sequence[Row]) -> Iterator[str]:
     """Yield who is better on the test part, over all languages and seeds, by article."""
-    for (arm, name), (other_arm, other) in PAIRS:
+    yield from compared(rows, PAIRS)
+    for row in of_arm(rows, "keystrokes").values():
+        yield from row["sentences"]
+
+
+Named = tuple[str, str]  # an arm, and the name of one of its rows
+
+
+def compared(rows: Sequence[Row], pairs: Sequence[tuple[Named, Named]]) -> Iterator[str]:
+    """Yield who is better of each pair, over all languages and the seeds that both have."""
+    for (arm, name), (other_arm, other) in pairs:
         ours, theirs = of_arm(rows, arm), of_arm(rows, other_arm)
         seeds = sorted(ours.keys() & theirs.keys())
         pooled: dict[str, list[float]] = {}  # article to bits of both, bytes, and the other's bytes
@@ -94,8 +104,6 @@ def sentences(rows: Sequence[Row]) -> Iterator[str]:
             continue
         said = compare(a, b, sizes, list(pooled)).sentence(*names, "article")
         yield f"{said} ({len(seeds)} seed{'s' * (len(seeds) != 1)})"
-    for row in of_arm(rows, "keystrokes").values():
-        yield from row["sentences"]
 
 
 def table(rows: Sequence[Row]) -> str:

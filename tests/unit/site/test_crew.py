@@ -114,7 +114,7 @@ def test_two_processes_train_and_judge_as_one_would(opened: Open, sharding: str)
     assert facts == same
     for name, array in reference.items():
         np.testing.assert_allclose(array, arrays[name], atol=1e-4 * np.abs(array).max())
-    check_layers_held(together._base.model, sharding)
+    check_layers_held(together.base.model, sharding)
 
 
 def check_layers_held(model: Any, sharding: str) -> None:
