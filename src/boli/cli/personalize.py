@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from boli.site.personal import Personal
 
 NO_BETTER = 3  # nothing on the way was better than the version
-DEFAULT_PASSES = 2.0
+DEFAULT_PASSES = 4.0
 
 
 def personalize(
