@@ -33,7 +33,7 @@ from typing import Any
 from boli.evaluation.units import size
 from real_base import Text, judge, judge_baselines, texts
 from real_base_runs import Row, told, toml, trained
-from real_base_tables import bits, compared, merged, of_arm, read_rows
+from real_base_tables import bits, compared, merged, of_arm, read_rows, write_all
 
 HERE = Path(__file__).parent
 LANGUAGES = ("bho", "mag", "hne")
@@ -205,17 +205,6 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     yield from (f"- {said}" for said in compared(rows, PAIRS))
 
 
-def write_all(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows, table and drawing."""
-    import json
-
-    path.write_text(json.dumps({"rows": list(rows)}, indent=1, ensure_ascii=False) + "\n")
-    text = "\n".join(table(rows)) + "\n"
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
-    draw(rows, path.with_suffix(".svg"))
-    print(text)
-
-
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw the mean bits per byte of the test part by arm, a dot a seed, the 6-gram a line."""
     import matplotlib
@@ -275,7 +264,8 @@ def main() -> None:
     if options.arm != "draw":
         row = {"arm": options.arm, "seed": options.seed, **ARMS[options.arm](options)}
         rows = merged(read_rows(options.out), row)
-    write_all(options.out, rows)
+    said = list(compared(rows, PAIRS))
+    write_all(options.out, rows, said, "\n".join(table(rows)) + "\n", draw)
 
 
 if __name__ == "__main__":

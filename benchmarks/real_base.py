@@ -52,7 +52,7 @@ from real_base_runs import (
     told,
     trained,
 )
-from real_base_tables import merged, read_rows, write_all
+from real_base_tables import draw, merged, read_rows, sentences, table, write_all
 
 HERE = Path(__file__).parent
 FLORES = "parallel/flores200_devtest_001-300/devtest.{}"
@@ -444,7 +444,7 @@ def main() -> None:
         rows = merged(read_rows(options.out), row)  # read now: another arm may have ended
     else:
         rows = read_rows(options.out)
-    write_all(options.out, rows)
+    write_all(options.out, rows, list(sentences(rows)), table(rows), draw)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,22 @@ def merged(rows: Sequence[Row], row: Row) -> list[Row]:
     return sorted([*others, row], key=key_of)
 
 
-def write_all(path: Path, rows: Sequence[Row]) -> None:
-    """Write the rows as JSON, a table beside it, and a drawing where there are curves."""
+def write_all(
+    path: Path,
+    rows: Sequence[Row],
+    sentences: Sequence[str],
+    table: str,
+    draw: Callable[[Sequence[Row], Path], None],
+) -> None:
+    """Write the rows as JSON, a table beside it, and a drawing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = {"sentences": list(sentences(rows)), "rows": list(rows)}
+    whole = {"sentences": list(sentences), "rows": list(rows)}
     unfinished = path.with_suffix(".part")
     unfinished.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     unfinished.replace(path)
-    path.with_suffix(".md").write_text(table(rows), encoding="utf-8")
+    path.with_suffix(".md").write_text(table, encoding="utf-8")
     draw(rows, path.with_suffix(".svg"))
-    print(table(rows))
+    print(table)
     print(f"written to {path}")
 
 

@@ -522,7 +522,9 @@ def _rounds(
     frames = len(plan.site) * (1 if rounds.mode == "synchronous" else 2)  # at most, at one time
     frames_bytes = frames * codec.expected_bytes(layout.size, 0)
     tokens_a_step = steps.batch_sequences * steps.sequence_length
-    tables = layout.token_tables if plan.model.adapter.own_tokens else ()
+    # A robust mean takes a row that one site alone has for that site's mistake.
+    by_token = plan.model.adapter.own_tokens and rounds.robust == "none"
+    tables = layout.token_tables if by_token else ()
     strategy = BufferedStrategy(
         buffer_size=plan.buffer_size,
         max_staleness=plan.max_staleness,

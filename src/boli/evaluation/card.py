@@ -86,6 +86,13 @@ def beside_sentences(mean: Mapping[str, Any], briefly: bool = False) -> Iterator
         )
 
 
+def front_matter(front: Mapping[str, Any]) -> str:
+    """Return what a card begins with, for programs; with the empty line after it."""
+    # JSON is YAML, line by line.
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in front.items()]
+    return f"---\n{''.join(lines)}---\n\n"
+
+
 def card(run: str, plan: Plan, exported: Exported) -> str:
     """Return the README.md of an adapter: a model card in the Hugging Face format."""
     base = plan.model.base.path or ""
@@ -101,16 +108,13 @@ def card(run: str, plan: Plan, exported: Exported) -> str:
         front["base_model"] = base
     if not exported["better_than_base"]:
         front["tags"].append("no-better-than-base")
-    # JSON is YAML, line by line.
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()]
     said = "\n\n".join(
         f"> **{sentence}**" if sentence.startswith(WARNING) else sentence
         for sentence in exported_sentences(exported)
     )
     what = "whole model" if full else "LoRA adapter"
     return (
-        "---\n" + "\n".join(lines) + "\n---\n\n"
-        f"# {run}\n\n"
+        f"{front_matter(front)}# {run}\n\n"
         f"A {what} that {len(plan.site)} site{'s' if len(plan.site) != 1 else ''} trained in "
         f"{plan.rounds.total} rounds; their text stayed with them.\n\n{said}\n"
     )

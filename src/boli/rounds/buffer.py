@@ -93,7 +93,7 @@ class BufferedStrategy:
     suspicion: Suspicion = field(default_factory=Suspicion)
     most_share: float | None = None  # of the updates in any ten versions, that are one site's
     averaging: Averaging = field(default_factory=Averaging)
-    token_rows: TokenRows = field(default_factory=TokenRows)  # not in robust means
+    token_rows: TokenRows = field(default_factory=TokenRows)  # none for robust means
 
     @property
     def shares(self) -> Shares:

@@ -72,6 +72,9 @@ def mean_of(
     for spans, total in coverage:
         for start, stop in spans:
             covered[start:stop] += total
-    covered -= 0 if absent is None else absent
+    if absent is not None:
+        # Where nobody is known to have a part, as of updates from before that was noted, all count.
+        known = covered - absent
+        covered = np.where(known > 0, known, covered)
     weights = np.maximum(covered, 1) * (GRID / WEIGHT_GRID)
     return (sums / weights).astype(np.float32)

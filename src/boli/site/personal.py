@@ -10,13 +10,13 @@ Source: Yu et al. 2020, Salvaging Federated Learning by Local Adaptation,
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from boli.corpus.sources import judged_documents
 from boli.errors import ModelError, PlanError, SiteError
+from boli.evaluation.card import front_matter
 from boli.evaluation.metrics import Scored
 from boli.evaluation.paired import Comparison, compare
 from boli.model.layout import Vector
@@ -24,8 +24,8 @@ from boli.plan import Plan, SitePlan
 from boli.site.work import TrainingWork, open_work
 
 CHECKS = 10  # times that the tuning part is judged on the way
-LOWER = "lower model.local_steps.learning_rate"
 PATIENCE = 3  # of them in a row without a better one, and the rest is not trained
+LOWER = "lower model.local_steps.learning_rate"
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,8 @@ def readme(run: str, site: str, made: Personal) -> str:
         "tags": ["boli", "personalized"],
         "boli": {"run": run, "site": site, "steps": made.steps},
     }
-    # JSON is YAML, line by line.
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()]
     return (
-        "---\n" + "\n".join(lines) + "\n---\n\n"
-        f"# {run}, {site}\n\n"
+        f"{front_matter(front)}# {run}, {site}\n\n"
         f"The version of run {run}, trained on for {made.steps} steps with the text of site {site} "
         "alone. Its weights are made of that text: share it as you would share the text.\n\n"
         + "\n".join(sentences(made))

@@ -86,3 +86,13 @@ def test_restart_in_the_middle_of_a_round_changes_nothing(fed: Any) -> None:
     rest = [fed.delivery(lost, name, found[name]) for name in ("gaya", "patna")]
     lost, _, _ = strategy.fold(lost, rest)
     assert strategy.step(lost)[0].theta.tobytes() != thetas[0]
+
+
+def test_updates_from_before_rows_were_noted_are_averaged_over_all(fed: Any) -> None:
+    strategy = fed.strategy(token_rows=ROWS, keeps_frames=True)
+    state = fed.ask(fed.state())
+    deliveries = [fed.delivery(state, name, vector) for name, vector in updates().items()]
+    state, _, _ = strategy.fold(state, deliveries)
+    found = [strategy.step(replace(state, moved_rows={}))[1].step]
+    found.append(replace(strategy, token_rows=TokenRows()).step(state)[1].step)
+    assert np.allclose(*found)
