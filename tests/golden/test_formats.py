@@ -99,6 +99,7 @@ CHECKPOINTS = [
     "checkpoint-v1-support.safetensors",
     "checkpoint-v1-guarded.safetensors",
     "checkpoint-v1-average.safetensors",
+    "checkpoint-v1-rows.safetensors",
 ]
 
 ANCHOR = "ab" * 32
@@ -239,6 +240,7 @@ def server_state(name: str = CHECKPOINTS[-1]) -> ServerState:
         journal_hash=ANCHOR if written >= 2 else "",
         selection=SELECTION if written >= 2 else Selection(),
         average=VECTOR * 7 if written >= 3 else None,
+        moved_rows={"gaya": np.array([0b10100000], np.uint8)} if written >= 4 else {},
     )
     return with_frames(state) if written >= 2 else state
 
