@@ -1,10 +1,13 @@
-"""Tokens per second of boli's inner loop against transformers.Trainer with PEFT.
+"""Tokens per second of boli's inner loop against transformers.Trainer.
 
 Same base, same text, same batches of packed sequences, same threads and
 precision, alternating in one process, each compiled and not. The Trainer is
 tuned too: fused AdamW, no logging, no saving, packed blocks and no padding.
-On a GPU the base is a randomly initialised Llama of about 1 B parameters in
-bf16, and model FLOP utilisation is printed as well.
+LoRA is PEFT's. `recipe` is what the plans of micro-LLMs take, every weight,
+Muon and dropout; the Trainer there has torch's own Muon beside its AdamW, and
+no dropout, which Llamas lack; `full` is AdamW alone on both sides. On a GPU
+the base is a randomly initialised Llama of about 1 B parameters in bf16, and
+model FLOP utilisation is printed as well.
 
     python benchmarks/local_steps.py [--rounds 5] [--steps 40] [--out FILE]
 """
@@ -18,8 +21,10 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import peft
@@ -40,26 +45,34 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def shapes() -> dict[str, tuple[Any, int, int]]:
-    """Return name -> (maker of a model, batch sequences, sequence length)."""
+@dataclass(frozen=True)
+class Case:
+    """What both sides train."""
+
+    make: Callable[[], Any]  # the model
+    length: int = 128  # tokens of a sequence; a batch has 8
+    kind: Literal["lora", "full"] = "lora"
+    muon: bool = False
+    dropout: float = 0.0  # on boli's side alone
+    batch: int = 8
+
+
+def cases() -> dict[str, Case]:
     if device().type == "cuda":
-        return {"llama-1b": (llama_1b, 8, 2048)}
+        return {"llama-1b": Case(llama_1b, 2048)}
+    wide = MicroPlan(
+        vocabulary_size=8192, hidden_size=384, num_layers=8, num_heads=6, intermediate_size=1024
+    )
     return {
-        "micro-1.4M": (lambda: micro_model(MicroPlan()), 8, 128),
-        "llama-18M": (
-            lambda: micro_model(
-                MicroPlan(
-                    vocabulary_size=8192,
-                    hidden_size=384,
-                    num_layers=8,
-                    num_heads=6,
-                    intermediate_size=1024,
-                )
-            ),
-            8,
-            128,
-        ),
+        "micro-1.4M": Case(micro),
+        "micro-1.4M full": Case(micro, kind="full"),
+        "micro-1.4M recipe": Case(micro, kind="full", muon=True, dropout=0.1),
+        "llama-18M": Case(lambda: micro_model(wide)),
     }
+
+
+def micro() -> Any:
+    return micro_model(MicroPlan())
 
 
 def llama_1b() -> Any:
@@ -91,14 +104,19 @@ def token_stream(vocabulary: int, length: int) -> np.ndarray:
 class Ours:
     """boli's local steps, warm."""
 
-    def __init__(self, make: Any, batch: int, length: int, compiled: bool) -> None:
-        model = make().to(device())
+    def __init__(self, case: Case, compiled: bool) -> None:
+        model = case.make().to(device())
         plan = LocalStepsPlan(
-            batch_sequences=batch, sequence_length=length, compile="on" if compiled else "off"
+            batch_sequences=case.batch,
+            sequence_length=case.length,
+            compile="on" if compiled else "off",
+            optimizer="muon" if case.muon else "adamw",
+            dropout=case.dropout,
         )
-        stream = token_stream(model.config.vocab_size, batch * length * 64)
-        adapter = attach(model, AdapterPlan())
-        self.steps = LocalSteps(model, adapter, PackedText([stream], length, 0), plan)
+        stream = token_stream(model.config.vocab_size, case.batch * case.length * 64)
+        adapter = attach(model, AdapterPlan(kind=case.kind))
+        text = PackedText([stream], case.length, 0)
+        self.steps = LocalSteps(model, adapter, text, plan, own_tokens=case.kind == "full")
         self.run(WARM_UP)
 
     def run(self, count: int) -> float:
@@ -108,19 +126,38 @@ class Ours:
         return time.perf_counter() - started
 
 
-class Trainer:
-    """transformers.Trainer on PEFT LoRA; a new call of train() continues the same model."""
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Torch's own Muon for the matrices of the layers, and its fused AdamW for the rest."""
 
-    def __init__(self, make: Any, batch: int, length: int, compiled: bool) -> None:
-        model = make().to(device())
-        stream = token_stream(model.config.vocab_size, batch * length * 64)
-        blocks = stream.reshape(-1, length).astype(np.int64)
+    def __init__(self, model: Any) -> None:
+        tokens = model.get_input_embeddings().weight
+        parameters = list(model.parameters())
+        matrices = [p for p in parameters if p.ndim == 2 and p is not tokens]
+        rest = [p for p in parameters if p.ndim != 2 or p is tokens]
+        super().__init__(parameters, {})
+        muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0)
+        self.both = (muon, torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.0, fused=True))
+        self.param_groups = [group for one in self.both for group in one.param_groups]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for one in self.both:
+            one.step(closure)
+
+
+class Trainer:
+    """transformers.Trainer; a new call of train() continues the same model."""
+
+    def __init__(self, case: Case, compiled: bool) -> None:
+        model = case.make().to(device())
+        stream = token_stream(model.config.vocab_size, case.batch * case.length * 64)
+        blocks = stream.reshape(-1, case.length).astype(np.int64)
         self.data = [{"input_ids": block, "labels": block} for block in blocks]
-        lora = peft.LoraConfig(
-            r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-        self.model = peft.get_peft_model(model, lora)
-        self.batch, self.compiled = batch, compiled
+        self.model, self.case, self.compiled = model, case, compiled
+        if case.kind == "lora":
+            lora = peft.LoraConfig(
+                r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"
+            )
+            self.model = peft.get_peft_model(model, lora)
 
     def run(self, count: int) -> float:
         """Return the seconds of `count` steps, between callbacks, without start-up."""
@@ -135,7 +172,7 @@ class Trainer:
         with tempfile.TemporaryDirectory() as folder:
             arguments = transformers.TrainingArguments(
                 folder,
-                per_device_train_batch_size=self.batch,
+                per_device_train_batch_size=self.case.batch,
                 max_steps=count + WARM_UP,
                 learning_rate=1e-3,
                 optim="adamw_torch_fused",
@@ -154,6 +191,7 @@ class Trainer:
                 train_dataset=self.data,
                 data_collator=transformers.default_data_collator,
                 callbacks=[Clock()],
+                optimizers=(MuonAndAdamW(self.model) if self.case.muon else None, None),
             ).train()
         return marks[-1] - marks[WARM_UP - 1]
 
@@ -171,12 +209,12 @@ def utilisation(model: Any, tokens_per_second: float, length: int) -> float | No
 
 
 def compare(name: str, rounds: int, count: int) -> dict[str, Any]:
-    make, batch, length = shapes()[name]
-    tokens = batch * length * count
-    result: dict[str, Any] = {"tokens_a_step": batch * length}
+    case = cases()[name]
+    tokens = case.batch * case.length * count
+    result: dict[str, Any] = {"tokens_a_step": case.batch * case.length}
     for compiled in (False, True):
         kind = "compiled" if compiled else "eager"
-        ours, trainer = (side(make, batch, length, compiled) for side in (Ours, Trainer))
+        ours, trainer = (side(case, compiled) for side in (Ours, Trainer))
         rates: dict[str, list[float]] = {"boli": [], "trainer": []}
         for number in range(rounds):
             sides = [("boli", ours), ("trainer", trainer)]
@@ -189,9 +227,9 @@ def compare(name: str, rounds: int, count: int) -> dict[str, Any]:
         } | {"ratio_median": statistics.median(ratios), "ratios": ratios}
         if device().type == "cuda":
             rate = statistics.median(rates["boli"])
-            result[kind]["boli"]["utilisation"] = utilisation(ours.steps.model, rate, length)
+            result[kind]["boli"]["utilisation"] = utilisation(ours.steps.model, rate, case.length)
         print(
-            f"{name:12} {kind:9} boli {statistics.median(rates['boli']):9,.0f} tokens/s   "
+            f"{name:18} {kind:9} boli {statistics.median(rates['boli']):9,.0f} tokens/s   "
             f"Trainer {statistics.median(rates['trainer']):9,.0f}   "
             f"ratio {result[kind]['ratio_median']:.2f} "
             f"({min(ratios):.2f} to {max(ratios):.2f})",
@@ -223,7 +261,7 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "peft": peft.__version__,
-        "models": {name: compare(name, options.rounds, options.steps) for name in shapes()},
+        "models": {name: compare(name, options.rounds, options.steps) for name in cases()},
     }
     out = options.out or HERE / "results" / f"local_steps_{kind}.json"
     out.parent.mkdir(exist_ok=True)

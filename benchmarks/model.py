@@ -24,15 +24,13 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from boli.evaluation.units import size
 from real_base import Text, judge, judge_baselines, texts
-from real_base_runs import Row, told, toml, trained
+from real_base_runs import Row, base_of_run, personalized, told, toml, trained, vector_of
 from real_base_tables import bits, compared, merged, of_arm, read_rows, write_all
 
 HERE = Path(__file__).parent
@@ -77,50 +75,15 @@ def add(found: Judged, more: Judged) -> None:
             found.setdefault(code, {}).setdefault(part, {}).update(rows)
 
 
-def own_adapter(plan: Any, site: Any, origin: str, theta: Any, passes: float, text: Text) -> Row:
-    """Train a vector on with a site's text, and judge what comes out on its language."""
-    from boli.model.base import best_device, load_base
-    from boli.model.export import export_adapter, load_adapter
-    from boli.site.personal import personalize
-
-    cpu = time.process_time()
-    made = personalize(plan, site, origin, theta, passes)
-    cpu = time.process_time() - cpu
-    model = plan.model
-    base = load_base(origin, model.base, model.local_steps, model.adapter.kind, best_device())
-    with tempfile.TemporaryDirectory() as folder:
-        export_adapter(made.theta, model.adapter, base, Path(folder))
-        rows = judge(load_adapter(Path(folder)), text, ("own", "own + n-gram", ""))
-    print(f"{site.name}: {made.steps} of {made.curve[-1][0]} steps kept", flush=True)
-    curve = [list(point) for point in made.curve]
-    return {"rows": rows, "steps": made.steps, "curve": curve, "cpu_seconds": cpu}
-
-
 def own_adapters(
     run: Any, theta: Any, passes: float, text: dict[str, Text]
 ) -> tuple[Judged, dict[str, Row]]:
-    found: Judged = {}
-    own: dict[str, Row] = {}
-    origin = run_base(run)
-    for site in run.plan.site:
-        made = own_adapter(run.plan, site, origin, theta, passes, text[site.language])
-        found[site.language] = made.pop("rows")
-        own[site.name] = made
-    return found, own
+    """Train a vector on at each site, and judge what comes out on its language."""
 
+    def judged(base: Any, language: str) -> dict[str, Any]:
+        return judge(base, text[language], ("own", "own + n-gram", ""))
 
-def run_base(run: Any) -> str:
-    from boli.preparation import read_json
-
-    return str(read_json(run.folder / "run.json")["base"])
-
-
-def vector_of(run: Any) -> Any:
-    from boli.rounds.checkpoint import CheckpointStore
-
-    found = CheckpointStore(run.folder / "checkpoints").load()
-    assert found is not None
-    return found[0].theta
+    return personalized(run, theta, passes, judged)
 
 
 def federated(options: argparse.Namespace) -> Row:
@@ -147,7 +110,7 @@ def central(options: argparse.Namespace) -> Row:
         "rounds.seed": options.seed,
         "site": [{"name": "all", "language": plan.site[0].language, "text": sources}],
         "codec": {"name": "dense"},
-        "model.base": base | {"path": run_base(first)},
+        "model.base": base | {"path": base_of_run(first)},
         "model.adapter.kind": "full",
     }
     # The base is there already, and the rounds are as long as all sites' together.
@@ -167,7 +130,7 @@ def alone(options: argparse.Namespace) -> Row:
 
     run, _ = federated_run(options)
     plan, text = run.plan, texts(options, run.plan)
-    base = open_base(plan, run_base(run), print)
+    base = open_base(plan, base_of_run(run), print)
     theta = initial_vector(base.model, plan.model.adapter)
     steps = plan.model.local_steps
     tokens = steps.batch_sequences * steps.sequence_length

@@ -8,6 +8,8 @@ One arm at a time; its row goes into the result file when it is done:
 
     gemma       plans/state.toml as it is, by `boli train`: Gemma 3 270M, vocabulary cut by the
                 sites' counts, LoRA, three sites as processes, sparse codec
+    own         gemma's version trained on at each site by itself, as `boli personalize` does it;
+                it needs the run of gemma, same seed
     central     the control, as in federated_vs_central.py: one site that holds all three languages
                 takes as many steps of the same batch as the three together, so the same tokens, on
                 the same cut base, dense; the rates are the plan's, not tuned anew
@@ -48,9 +50,11 @@ from real_base_runs import (
     cut,
     cut_base,
     overrides,
+    personalized,
     prepared,
     told,
     trained,
+    vector_of,
 )
 from real_base_tables import draw, merged, read_rows, sentences, table, write_all
 
@@ -161,6 +165,26 @@ def gemma(options: argparse.Namespace) -> Row:
     settings = overrides(options, base_of(options, "gemma"))
     run, used = trained(options, "gemma", settings)
     return {"settings": options.set, **told(run, used), **judge_adapter(options, run.adapter)}
+
+
+def run_of_gemma(options: argparse.Namespace) -> Any:
+    import boli
+
+    runs = [run for each in sorted(options.work.glob("gemma-*")) for run in boli.list_runs(each)]
+    runs = [run for run in runs if run.finished and run.plan.rounds.seed == options.seed]
+    if not runs:
+        sys.exit(f"this needs the run of gemma, seed {options.seed}, below {options.work}")
+    return runs[-1]
+
+
+def own(options: argparse.Namespace) -> Row:
+    run, text = run_of_gemma(options), texts(options)
+
+    def judged(base: Any, language: str) -> dict[str, dict[str, Sums]]:
+        return judge(base, text[language], ("own", "own + n-gram", ""))
+
+    rows, made = personalized(run, vector_of(run), options.passes, judged)
+    return {"settings": options.set, "passes": options.passes, "own": made, "judged": rows}
 
 
 def central(options: argparse.Namespace) -> Row:
@@ -295,16 +319,12 @@ class Remembered:
 
 
 def keystrokes(options: argparse.Namespace) -> Row:
-    import boli
     from boli.evaluation.keystrokes import Mixture, train_ngram, type_lines
     from boli.evaluation.next_word import LanguageModel
     from boli.model.export import load_adapter
 
-    runs = [run for each in sorted(options.work.glob("gemma-*")) for run in boli.list_runs(each)]
-    runs = [run for run in runs if run.finished and run.plan.rounds.seed == options.seed]
-    if not runs:
-        sys.exit(f"keystrokes needs the run of gemma, seed {options.seed}, below {options.work}")
-    base, text = load_adapter(runs[-1].adapter), texts(options)["bho"]
+    run = run_of_gemma(options)
+    base, text = load_adapter(run.adapter), texts(options)["bho"]
     ngram = train_ngram(text.train)
     model = Remembered(LanguageModel(base.model, base.tokenizer, base.max_length), {})
     tuning = text.tuning[:: max(1, len(text.tuning) // TUNING_LINES)][:TUNING_LINES]
@@ -317,7 +337,7 @@ def keystrokes(options: argparse.Namespace) -> Row:
         "model + 3-gram": mixtures[weight],
     }
     rows = list(zip(*text.judged["test"], strict=True))[:: options.every]
-    kept = options.work / f"keystrokes-{runs[-1].id}-{options.every}-{weight}.jsonl"
+    kept = options.work / f"keystrokes-{run.id}-{options.every}-{weight}.jsonl"
     done = [json.loads(each) for each in kept.read_text().splitlines()] if kept.exists() else []
     for line, article in rows[len(done) :]:
         scores = {name: type_lines(each, [line]) for name, each in predictors.items()}
@@ -409,7 +429,9 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-ARMS = {arm.__name__: arm for arm in (gemma, central, untouched, smollm2, qlora, keystrokes, step)}
+ARMS = {
+    arm.__name__: arm for arm in (gemma, own, central, untouched, smollm2, qlora, keystrokes, step)
+}
 
 
 def main() -> None:
@@ -428,6 +450,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=10_000, help="lines of a part, to try it out")
     parser.add_argument("--instead", help="another base in Gemma's place, to try it out")
     parser.add_argument("--micro", type=Path, help="untouched: a finished run of plans/real.toml")
+    parser.add_argument("--passes", type=float, default=0.5, help="own: over a site's text")
     parser.add_argument("--every", type=int, default=2, help="keystrokes: every n-th test line")
     parser.add_argument("--base", choices=("gemma", "smollm2"), default="gemma", help="step")
     parser.add_argument("--cut", action="store_true", help="step: vocabulary cut by the sites")

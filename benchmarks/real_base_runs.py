@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -184,6 +185,51 @@ def converted(file: Path) -> str:
     from boli.model.gguf import build_from_gguf
 
     return str(file if file.is_dir() else build_from_gguf(file))
+
+
+def base_of_run(run: Any) -> str:
+    """Return the base that a run has made or found."""
+    return str(json.loads((run.folder / "run.json").read_text())["base"])
+
+
+def vector_of(run: Any) -> Any:
+    """Return the last version of a run, (d,)."""
+    from boli.rounds.checkpoint import CheckpointStore
+
+    found = CheckpointStore(run.folder / "checkpoints").load()
+    assert found is not None
+    return found[0].theta
+
+
+def personalized(
+    run: Any, theta: Any, passes: float, judge: Callable[[Any, str], Row]
+) -> tuple[dict[str, Row], dict[str, Row]]:
+    """Train a vector on at each site: what was judged, by language, and what it took, by site."""
+    judged, own = {}, {}
+    for site in run.plan.site:
+        print(f"{site.name}: training on", flush=True)
+        own[site.name], judged[site.language] = _own(run, site, theta, passes, judge)
+    return judged, own
+
+
+def _own(
+    run: Any, site: Any, theta: Any, passes: float, judge: Callable[[Any, str], Row]
+) -> tuple[Row, Row]:
+    from boli.model.base import best_device, load_base
+    from boli.model.export import export_adapter, load_adapter
+    from boli.site.personal import personalize
+
+    model, origin = run.plan.model, base_of_run(run)
+    cpu = time.process_time()
+    made = personalize(run.plan, site, origin, theta, passes)
+    cpu = time.process_time() - cpu
+    base = load_base(origin, model.base, model.local_steps, model.adapter.kind, best_device())
+    with tempfile.TemporaryDirectory() as folder:
+        export_adapter(made.theta, model.adapter, base, Path(folder))
+        judged = judge(load_adapter(Path(folder)), site.language)
+    print(f"{site.name}: {made.steps} of {made.curve[-1][0]} steps kept", flush=True)
+    curve = [list(point) for point in made.curve]
+    return {"steps": made.steps, "curve": curve, "cpu_seconds": cpu}, judged
 
 
 def told(run: Any, used: Used) -> Row:
