@@ -50,11 +50,11 @@ class Case:
     """What both sides train."""
 
     make: Callable[[], Any]  # the model
-    length: int = 128  # tokens of a sequence; a batch has 8
+    length: int = 128  # tokens of a sequence
     kind: Literal["lora", "full"] = "lora"
     muon: bool = False
     dropout: float = 0.0  # on boli's side alone
-    batch: int = 8
+    batch: int = 8  # sequences
 
 
 def cases() -> dict[str, Case]:

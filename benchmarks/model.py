@@ -110,7 +110,7 @@ def central(options: argparse.Namespace) -> Row:
         "rounds.seed": options.seed,
         "site": [{"name": "all", "language": plan.site[0].language, "text": sources}],
         "codec": {"name": "dense"},
-        "model.base": base | {"path": base_of_run(first)},
+        "model.base": base | {"path": base_of_run(first.folder)},
         "model.adapter.kind": "full",
     }
     # The base is there already, and the rounds are as long as all sites' together.
@@ -130,7 +130,7 @@ def alone(options: argparse.Namespace) -> Row:
 
     run, _ = federated_run(options)
     plan, text = run.plan, texts(options, run.plan)
-    base = open_base(plan, base_of_run(run), print)
+    base = open_base(plan, base_of_run(run.folder), print)
     theta = initial_vector(base.model, plan.model.adapter)
     steps = plan.model.local_steps
     tokens = steps.batch_sequences * steps.sequence_length

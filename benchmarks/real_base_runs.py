@@ -164,7 +164,7 @@ def trained(
 def cut_base(options: argparse.Namespace) -> Path:
     """Return Gemma with its vocabulary cut: that of a run, or else made anew, which is the same."""
     for path in sorted(options.work.glob("gemma-*/*/run.json")):
-        return Path(json.loads(path.read_text())["base"])
+        return Path(base_of_run(path.parent))
     return Path(prepared(cut, overrides(options, base_of(options, "gemma"))))
 
 
@@ -187,9 +187,9 @@ def converted(file: Path) -> str:
     return str(file if file.is_dir() else build_from_gguf(file))
 
 
-def base_of_run(run: Any) -> str:
-    """Return the base that a run has made or found."""
-    return str(json.loads((run.folder / "run.json").read_text())["base"])
+def base_of_run(folder: Path) -> str:
+    """Return the base that the run in a folder has made or found."""
+    return str(json.loads((folder / "run.json").read_text())["base"])
 
 
 def vector_of(run: Any) -> Any:
@@ -219,7 +219,7 @@ def _own(
     from boli.model.export import export_adapter, load_adapter
     from boli.site.personal import personalize
 
-    model, origin = run.plan.model, base_of_run(run)
+    model, origin = run.plan.model, base_of_run(run.folder)
     cpu = time.process_time()
     made = personalize(run.plan, site, origin, theta, passes)
     cpu = time.process_time() - cpu
